@@ -80,9 +80,7 @@ class SpecError(KvedgeError):
         self.problems = tuple(problems)
         lines = "".join(f"\n  {problem}" for problem in self.problems)
         count = len(self.problems)
-        super().__init__(
-            f"{subject}: {count} problem{'s' if count != 1 else ''}{lines}", hint=hint
-        )
+        super().__init__(f"{subject}: {count} problem{'s' if count != 1 else ''}{lines}", hint=hint)
 
 
 class ToolMissing(KvedgeError):

@@ -57,7 +57,13 @@ def run(
     try:
         if on_line is None and log is None:
             done = subprocess.run(
-                words, env=merged, cwd=cwd, input=stdin, capture_output=True, timeout=timeout, check=False
+                words,
+                env=merged,
+                cwd=cwd,
+                input=stdin,
+                capture_output=True,
+                timeout=timeout,
+                check=False,
             )
             out = done.stdout.decode(errors="replace")
             err = done.stderr.decode(errors="replace")
@@ -80,7 +86,7 @@ def run(
     return subprocess.CompletedProcess(words, code, out, err)
 
 
-def _run_streaming(  # noqa: PLR0913 - private half of run()
+def _run_streaming(
     words: list[str],
     env: Mapping[str, str],
     cwd: Path | None,

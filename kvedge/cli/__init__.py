@@ -50,7 +50,7 @@ class _Lazy(click.Group):
 @click.version_option(kvedge.__version__, prog_name="kvedge")
 @click.option("--debug", is_flag=True, help="Show tracebacks and the programs that are started.")
 @click.pass_context
-def _root(ctx: click.Context, debug: bool) -> None:  # noqa: FBT001 - click hands flags over so
+def _root(ctx: click.Context, debug: bool) -> None:
     """Drive Azure IoT Edge devices that are KubeVirt VMs."""
     ctx.obj = {"debug": debug}
 
