@@ -113,7 +113,8 @@ class Client:
             data = body if isinstance(body, bytes) else orjson.dumps(body)
             headers["Content-Type"] = content_type
         query = _query(params)
-        for again in range(_THROTTLE_TRIES):
+        tries = 0
+        while True:
             try:
                 async with self.session.request(
                     method,
@@ -137,7 +138,8 @@ class Client:
                     details=str(cause),
                     hint=f"is the cluster of {self.config.source} running?",
                 ) from cause
-            if status != 429 or again == _THROTTLE_TRIES - 1:
+            tries += 1
+            if status != 429 or tries == _THROTTLE_TRIES:
                 break
             await asyncio.sleep(float(retry_after or 1) * (0.5 + random.random()))  # noqa: S311
         if status >= 400:

@@ -1,0 +1,248 @@
+"""ssh sessions by paramiko, with the host key pinned and nothing learnt at first use."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import os
+import select
+import shutil
+import signal
+import socket
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from kvedge import errors, kube, names
+from kvedge.access import tunnels
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Sequence
+    from pathlib import Path
+    from typing import BinaryIO
+
+    import paramiko
+
+    from kvedge.access.targets import Target
+
+__all__ = ["Session", "connect", "host_key"]
+
+HOST_KEY_ANNOTATION = f"{names.ANNOTATION}/host-key"
+_PORT = 22
+_PAUSE = 0.5
+_BUFFER = 32768
+
+
+async def host_key(client: kube.Client, target: Target) -> str:
+    """Return the VM's public host key (`ssh-ed25519 AAAA…`) from its annotation.
+
+    Raises:
+        KvedgeError: the VM carries none, so that its identity cannot be checked.
+    """
+    vm = await client.get(
+        f"/apis/kubevirt.io/v1/namespaces/{target.namespace}/virtualmachines/{target.name}"
+    )
+    found = (vm["metadata"].get("annotations") or {}).get(HOST_KEY_ANNOTATION, "")
+    if not found:
+        raise errors.KvedgeError(
+            f"VM {target.name!r} has no annotation {HOST_KEY_ANNOTATION!r}",
+            hint="give its public key with --host-key, or provision it with kvedge up",
+        )
+    return found
+
+
+class Session:
+    """An authenticated ssh session."""
+
+    def __init__(self, client: paramiko.SSHClient) -> None:
+        self._client = client
+
+    def run(
+        self,
+        command: str,
+        *,
+        stdin: BinaryIO | None = None,
+        stdout: BinaryIO,
+        stderr: BinaryIO,
+        tty: bool = False,
+    ) -> int:
+        """Run a command, carry its streams, and return its exit code (255 if it had none)."""
+        channel = self._open(tty=tty)
+        channel.exec_command(command)
+        return _carry(channel, stdin, stdout, stderr)
+
+    def output(self, command: str, *, timeout: float = 60) -> tuple[int, str, str]:
+        """Run a command and return its exit code, output and error output."""
+        _, out, err = self._client.exec_command(command, timeout=timeout)
+        text, error = out.read().decode(errors="replace"), err.read().decode(errors="replace")
+        return out.channel.recv_exit_status(), text, error
+
+    def shell(self) -> int:
+        """Hand the terminal over to a login shell; returns its exit code."""
+        channel = self._open(tty=True)
+        channel.invoke_shell()
+        return _interact(channel)
+
+    def interactive(self, command: str) -> int:
+        """Hand the terminal over to one command."""
+        channel = self._open(tty=True)
+        channel.exec_command(command)
+        return _interact(channel)
+
+    def _open(self, *, tty: bool) -> paramiko.Channel:
+        transport = self._client.get_transport()
+        if transport is None:
+            raise errors.KvedgeError("the ssh session has ended")
+        channel = transport.open_session()
+        if tty:
+            size = shutil.get_terminal_size()
+            channel.get_pty(os.environ.get("TERM", "vt100"), size.columns, size.lines)
+        return channel
+
+
+@contextlib.contextmanager
+def connect(
+    config: kube.Config,
+    target: Target,
+    *,
+    public_host_key: str,
+    identities: Sequence[Path] = (),
+    deadline_seconds: float = 60,
+) -> Generator[Session, None]:
+    """Log in through the Kubernetes API.
+
+    A guest that is still booting is tried again until the deadline (seconds).
+
+    Args:
+        public_host_key: what the guest must prove to hold, as one line of a .pub file.
+        identities: private keys to offer; without any, the ssh agent's are.
+
+    Raises:
+        KvedgeError: wrong host key, refused login, or no sshd until the deadline.
+    """
+    import paramiko
+
+    end = time.monotonic() + deadline_seconds
+    while True:
+        with contextlib.ExitStack() as stack:
+            try:
+                sock = stack.enter_context(tunnels.local_socket(config, target, _PORT))
+                client = stack.enter_context(paramiko.SSHClient())
+                _pin(client, target, public_host_key)
+                client.connect(
+                    target.alias,
+                    username=target.user,
+                    sock=sock,  # pyright: ignore[reportArgumentType]
+                    key_filename=[str(path) for path in identities] or None,
+                    allow_agent=not identities,
+                    look_for_keys=False,
+                    banner_timeout=15,
+                    auth_timeout=30,
+                    timeout=15,
+                )
+            except paramiko.BadHostKeyException as cause:
+                raise errors.KvedgeError(
+                    f"host key of {target.alias!r} is {_fingerprint(cause.key.get_base64())}, "
+                    f"expected {_fingerprint(cause.expected_key.get_base64())}",
+                    hint="someone may be in between; if the key was rotated, run kvedge up",
+                ) from cause
+            except paramiko.AuthenticationException as cause:
+                offered = ", ".join(str(path) for path in identities) or "the ssh agent"
+                raise errors.KvedgeError(
+                    f"{target.alias!r} refused user {target.user!r} with keys of {offered}",
+                    hint="name a key with -i, or add its public half to the VM's keys",
+                ) from cause
+            except (paramiko.SSHException, EOFError, OSError, errors.RemoteError) as cause:
+                if time.monotonic() > end:
+                    raise errors.KvedgeError(
+                        f"no ssh from {target.alias!r} within {deadline_seconds:g} s: {cause}",
+                        hint=f"look at its console: virtctl console {target.name}",
+                    ) from cause
+            else:
+                yield Session(client)
+                return
+        time.sleep(_PAUSE)
+
+
+def _pin(client: paramiko.SSHClient, target: Target, public: str) -> None:
+    import paramiko
+
+    words = public.split()
+    if len(words) < 2:
+        raise errors.KvedgeError(f"host key of {target.alias!r} is not a public key: {public!r}")
+    client.set_missing_host_key_policy(paramiko.RejectPolicy())
+    key = paramiko.PKey.from_type_string(words[0], base64.b64decode(words[1]))
+    client.get_host_keys().add(target.alias, words[0], key)
+
+
+def _fingerprint(base64_key: str) -> str:
+    digest = hashlib.sha256(base64.b64decode(base64_key)).digest()
+    return "SHA256:" + base64.b64encode(digest).decode().rstrip("=")
+
+
+def _carry(
+    channel: paramiko.Channel, stdin: BinaryIO | None, stdout: BinaryIO, stderr: BinaryIO
+) -> int:
+    """Carry a command's streams until it ends."""
+    if stdin is None:
+        channel.shutdown_write()
+    while True:
+        wait_for = [channel] + ([stdin] if stdin else [])
+        ready, _, _ = select.select(wait_for, [], [], 1.0)
+        if stdin in ready and stdin is not None:
+            data = os.read(stdin.fileno(), _BUFFER)
+            if data:
+                channel.sendall(data)
+            else:
+                channel.shutdown_write()
+                stdin = None
+        ended = channel.exit_status_ready()
+        while channel.recv_ready():
+            stdout.write(channel.recv(_BUFFER))
+        while channel.recv_stderr_ready():
+            stderr.write(channel.recv_stderr(_BUFFER))
+        stdout.flush()
+        stderr.flush()
+        if (ended or channel.closed or channel.eof_received) and not (
+            channel.recv_ready() or channel.recv_stderr_ready()
+        ):
+            break
+    code = channel.recv_exit_status()
+    return 255 if code < 0 else code
+
+
+def _interact(channel: paramiko.Channel) -> int:
+    """Join a terminal to a channel; window changes follow, the terminal is restored after."""
+    import termios
+    import tty
+
+    handle = sys.stdin.fileno()
+    saved = termios.tcgetattr(handle)
+
+    def resize(*_: object) -> None:
+        size = shutil.get_terminal_size()
+        with contextlib.suppress(OSError, socket.error):
+            channel.resize_pty(size.columns, size.lines)
+
+    old = signal.signal(signal.SIGWINCH, resize)
+    try:
+        tty.setraw(handle)
+        while True:
+            ready, _, _ = select.select([channel, handle], [], [])
+            if channel in ready:
+                data = channel.recv(_BUFFER)
+                if not data:
+                    break
+                sys.stdout.buffer.write(data)
+                sys.stdout.buffer.flush()
+            if handle in ready:
+                typed = os.read(handle, _BUFFER)
+                if not typed:
+                    break
+                channel.sendall(typed)
+    finally:
+        termios.tcsetattr(handle, termios.TCSADRAIN, saved)
+        signal.signal(signal.SIGWINCH, old)
+    code = channel.recv_exit_status()
+    return 255 if code < 0 else code

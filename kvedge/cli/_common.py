@@ -1,0 +1,143 @@
+"""What several command groups share: finding the site, tables, JSON, progress on a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterable, Sequence
+
+    from kvedge.progress import Progress
+
+__all__ = [
+    "emit",
+    "kubeconfig_option",
+    "load_environment",
+    "namespace_option",
+    "output_option",
+    "progress_bars",
+    "site_directory",
+    "table",
+]
+
+output_option = click.option(
+    "-o",
+    "--output",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+    help="Form of the output.",
+)
+kubeconfig_option = click.option(
+    "--kubeconfig",
+    type=click.Path(path_type=Path, dir_okay=False),
+    envvar="KVEDGE_KUBECONFIG",
+    help="Cluster to talk to; the local site's or KUBECONFIG's by default.",
+)
+namespace_option = click.option("-n", "--namespace", help="Namespace; the context's by default.")
+
+
+def site_directory(name: str | None = None) -> Path:
+    """Return the folder of a local site, whether it is there or not."""
+    return Path(".kvedge").absolute() / (name or os.environ.get("KVEDGE_SITE") or "dev")
+
+
+def load_environment(name: str | None = None) -> bool:
+    """Take over the variables of the local site's env file, if there is one and none is sourced.
+
+    Variables that are set already win, so that a user's own choice is kept.
+    """
+    if "KVEDGE_SITE" in os.environ:
+        return True
+    file = site_directory(name) / "env"
+    if not file.exists():
+        return False
+    import shlex
+
+    for line in file.read_text(encoding="utf-8").splitlines():
+        words = shlex.split(line, comments=True)
+        if len(words) == 2 and words[0] == "export":
+            key, _, value = words[1].partition("=")
+            if key == "PATH":
+                value = value.replace("$PATH", os.environ.get("PATH", ""))
+                os.environ[key] = value
+            else:
+                os.environ.setdefault(key, value)
+    return True
+
+
+def emit(data: Any) -> None:
+    """Print data as JSON."""
+    click.echo(json.dumps(data, indent=2, sort_keys=True, default=str))
+
+
+def table(headers: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str = "") -> None:
+    """Print an aligned table in the manner of kubectl: upper-case heads, no lines."""
+    cells = [[str(cell) if cell not in (None, "") else "-" for cell in row] for row in rows]
+    if not cells:
+        if empty:
+            click.echo(empty, err=True)
+        return
+    widths = [max(len(row[i]) for row in [list(headers), *cells]) for i in range(len(headers))]
+    for row in [list(headers), *cells]:
+        line = "   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        click.echo(line.rstrip())
+
+
+@contextlib.contextmanager
+def progress_bars() -> Generator[Progress, None]:
+    """Show tasks as bars on a terminal, else one line at each task's beginning and end."""
+    if sys.stderr.isatty():
+        with _bars() as bars:
+            yield bars
+    else:
+        yield _lines()
+
+
+def _lines() -> Progress:
+    started: dict[str, float] = {}
+    finished: set[str] = set()
+
+    def hear(task: str, done: float = 0.0, total: float | None = None, note: str = "") -> None:
+        if task not in started:
+            started[task] = time.monotonic()
+            if total is None or done < total:
+                click.echo(f"  … {task}", err=True)
+        if total is not None and done >= total and task not in finished:
+            finished.add(task)
+            seconds = time.monotonic() - started[task]
+            took = f" ({seconds:.1f} s)" if seconds >= 0.1 else ""
+            click.echo(f"  ✓ {task}{took}{' ' + note if note else ''}", err=True)
+
+    return hear
+
+
+@contextlib.contextmanager
+def _bars() -> Generator[Progress, None]:
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Rich
+
+    with Rich(
+        TextColumn("  {task.description}"),
+        BarColumn(bar_width=24),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}", style="dim"),
+        console=Console(stderr=True),
+    ) as rich:
+        known: dict[str, Any] = {}
+
+        def hear(task: str, done: float = 0.0, total: float | None = None, note: str = "") -> None:
+            if task not in known:
+                known[task] = rich.add_task(task, total=total, note=note)
+            rich.update(known[task], completed=done, total=total, note=note)
+
+        yield hear
