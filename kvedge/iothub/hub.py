@@ -1,0 +1,453 @@
+"""One IoT Hub as asynchronous methods over raw JSON.
+
+Every method takes and returns the hub's own JSON (see kvedge.wire), waits for the budget, retries
+what may succeed later, and raises kvedge.errors.RemoteError kinds otherwise. The vendor's client is
+synchronous, so it runs on a small pool of threads; each thread keeps its connection open.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import functools
+from typing import TYPE_CHECKING, Any, Self
+
+from kvedge import errors
+from kvedge.iothub import failing, sdk
+from kvedge.iothub.budget import Budget, Lane
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Mapping
+    from pathlib import Path
+    from types import TracebackType
+
+    from kvedge.redact import Secret
+    from kvedge.wire import Configuration, DeviceIdentity, ModuleIdentity, QueryRow, Twin
+
+__all__ = ["Hub"]
+
+_PAGE = 100
+"""Rows of a query page; the hub allows no more."""
+_NEVER = "0001-01-01"
+
+
+class Hub:
+    """A connection to one hub; close it with `aclose()` or use it as an async context."""
+
+    def __init__(
+        self,
+        connection_string: Secret,
+        *,
+        ca_file: Path | None = None,
+        budget: Budget | None = None,
+        backoff: failing.Backoff | None = None,
+        threads: int = 6,
+    ) -> None:
+        self.host = sdk.host_of(connection_string)
+        """Host name of the hub, with its port if the connection string has one."""
+        self.budget = budget or Budget()
+        self._backoff = backoff or failing.Backoff()
+        self._connect = functools.partial(sdk.connect, connection_string, ca_file)
+        self._protocol: Any = None
+        self._opening = asyncio.Lock()
+        self._pool = concurrent.futures.ThreadPoolExecutor(threads, f"hub-{self.host}")
+
+    @classmethod
+    def from_connection_string(
+        cls,
+        connection_string: Secret,
+        *,
+        ca_file: Path | None = None,
+        budget: Budget | None = None,
+        backoff: failing.Backoff | None = None,
+    ) -> Hub:
+        """Return a hub from a service policy's connection string; nothing is sent yet.
+
+        Raises:
+            SpecError: the connection string is incomplete.
+        """
+        return cls(connection_string, ca_file=ca_file, budget=budget, backoff=backoff)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close connections and threads; running requests are not waited for."""
+        protocol, self._protocol = self._protocol, None
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        if protocol is not None:
+            protocol.__exit__(None, None, None)
+
+    # Identities
+
+    async def get_device(self, device_id: str) -> DeviceIdentity:
+        """Return a device's identity, keys included."""
+        return await self._call(
+            f"read device {device_id!r}", "registry",
+            lambda p: p.devices.get_identity(device_id),
+        )  # fmt: skip
+
+    async def create_device(self, device_id: str, *, edge: bool = True) -> DeviceIdentity:
+        """Create a device whose keys the hub makes.
+
+        Raises:
+            Conflict: the device exists.
+        """
+
+        def send(protocol: Any) -> Any:
+            kinds = _models()
+            body = kinds.Device(
+                device_id=device_id,
+                status="enabled",
+                capabilities=kinds.DeviceCapabilities(iot_edge=edge),
+                authentication=kinds.AuthenticationMechanism(type="sas"),
+            )
+            return protocol.devices.create_or_update_identity(device_id, body)
+
+        return await self._call(f"create device {device_id!r}", "registry", send, lane=Lane.WRITE)
+
+    async def ensure_device(
+        self, device_id: str, *, owner: Mapping[str, str], tags: Mapping[str, Any] | None = None
+    ) -> DeviceIdentity:
+        """Create an edge device with tags, or adopt it if it is ours or was half made.
+
+        Args:
+            device_id: the device.
+            owner: members of `tags.kvedge` that tell whose it is.
+            tags: the whole set of tags to write, `kvedge` included.
+
+        Raises:
+            Conflict: the device exists and is somebody else's.
+        """
+        try:
+            device = await self.create_device(device_id)
+        except errors.Conflict:
+            device = await self.get_device(device_id)
+            await self._refuse_foreign(device, owner)
+        if tags is not None:
+            await self.update_twin(device_id, {"tags": dict(tags)})
+        return device
+
+    async def _refuse_foreign(self, device: DeviceIdentity, owner: Mapping[str, str]) -> None:
+        device_id = device["deviceId"]
+        twin = await self.get_twin(device_id)
+        mine = twin.get("tags", {}).get("kvedge") or {}
+        fresh = not mine and str(device.get("lastActivityTime", _NEVER)).startswith(_NEVER)
+        if fresh or (mine and all(mine.get(key) == value for key, value in owner.items())):
+            if device.get("capabilities", {}).get("iotEdge"):
+                return
+            found = "it is not an edge device"
+        else:
+            found = f"it belongs to {mine}" if mine else "it was not made by kvedge"
+        raise errors.Conflict(
+            f"create device {device_id!r}", status=409, reason="DeviceAlreadyExists",
+            details=found, hint="choose another name or remove that device from the hub",
+        )  # fmt: skip
+
+    async def delete_device(self, device_id: str, *, etag: str = "*") -> None:
+        """Remove a device with its modules and twins.
+
+        Raises:
+            NotFound: there is no such device.
+        """
+        await self._call(
+            f"delete device {device_id!r}", "registry",
+            lambda p: p.devices.delete_identity(device_id, _quoted(etag)), lane=Lane.WRITE,
+        )  # fmt: skip
+
+    async def modules(self, device_id: str) -> list[ModuleIdentity]:
+        """Return the module identities of a device."""
+        return await self._call(
+            f"read modules of device {device_id!r}", "registry",
+            lambda p: p.modules.get_modules_on_device(device_id),
+        )  # fmt: skip
+
+    async def get_module(self, device_id: str, module_id: str) -> ModuleIdentity:
+        """Return a module's identity, keys included."""
+        return await self._call(
+            f"read module '{device_id}/{module_id}'", "registry",
+            lambda p: p.modules.get_identity(device_id, module_id),
+        )  # fmt: skip
+
+    async def create_module(self, device_id: str, module_id: str) -> ModuleIdentity:
+        """Create a module identity whose keys the hub makes."""
+
+        def send(protocol: Any) -> Any:
+            kinds = _models()
+            body = kinds.Module(
+                device_id=device_id,
+                module_id=module_id,
+                authentication=kinds.AuthenticationMechanism(type="sas"),
+            )
+            return protocol.modules.create_or_update_identity(device_id, module_id, body)
+
+        what = f"create module '{device_id}/{module_id}'"
+        return await self._call(what, "registry", send, lane=Lane.WRITE)
+
+    async def delete_module(self, device_id: str, module_id: str, *, etag: str = "*") -> None:
+        """Remove a module identity with its twin."""
+        await self._call(
+            f"delete module '{device_id}/{module_id}'", "registry",
+            lambda p: p.modules.delete_identity(device_id, module_id, _quoted(etag)),
+            lane=Lane.WRITE,
+        )  # fmt: skip
+
+    # Twins
+
+    async def get_twin(self, device_id: str, module_id: str = "") -> Twin:
+        """Return a device's twin, or a module's."""
+
+        def send(protocol: Any) -> Any:
+            if module_id:
+                return protocol.modules.get_twin(device_id, module_id)
+            return protocol.devices.get_twin(device_id)
+
+        return await self._call(f"read twin {_named(device_id, module_id)}", "twins", send)
+
+    async def update_twin(
+        self, device_id: str, patch: Mapping[str, Any], module_id: str = "", *, etag: str = "*"
+    ) -> Twin:
+        """Merge tags and desired properties into a twin; a null removes a member.
+
+        Args:
+            device_id: the device.
+            patch: `{"tags": {…}, "properties": {"desired": {…}}}`, either or both.
+            module_id: the module whose twin is meant; none is the device's.
+            etag: the twin's state that the change was made for.
+
+        Raises:
+            Conflict: the twin changed since the etag was read.
+        """
+
+        def send(protocol: Any) -> Any:
+            kinds = _models()
+            desired = patch.get("properties", {}).get("desired")
+            body = kinds.Twin(
+                tags=patch.get("tags"),
+                properties=None if desired is None else kinds.TwinProperties(desired=desired),
+            )
+            if module_id:
+                return protocol.modules.update_twin(device_id, module_id, body, _quoted(etag))
+            return protocol.devices.update_twin(device_id, body, _quoted(etag))
+
+        what = f"update twin {_named(device_id, module_id)}"
+        return await self._call(what, "twins", send, lane=Lane.WRITE)
+
+    # Queries
+
+    async def query(self, text: str, *, lane: Lane = Lane.POLL) -> list[QueryRow]:
+        """Return all rows of a query."""
+        return [row async for page in self.query_pages(text, lane=lane) for row in page]
+
+    async def query_pages(
+        self, text: str, *, lane: Lane = Lane.POLL
+    ) -> AsyncIterator[list[QueryRow]]:
+        """Yield a query's rows page by page; each page is one request."""
+        token: str | None = None
+        while True:
+            rows, token = await self._call(
+                "query the hub", "query", functools.partial(_query, text, token), lane=lane
+            )
+            yield rows
+            if not token:
+                return
+
+    async def statistics(self) -> dict[str, int]:
+        """Return the hub's device counts (totalDeviceCount, enabledDeviceCount, …)."""
+        return await self._call(
+            "read the hub's statistics", "registry",
+            lambda p: p.statistics.get_device_statistics(),
+        )  # fmt: skip
+
+    # Deployments
+
+    async def configurations(self, *, lane: Lane = Lane.POLL) -> list[Configuration]:
+        """Return all deployments and configurations of the hub."""
+        return await self._call(
+            "list deployments", "configurations",
+            lambda p: p.configuration.get_configurations(), lane=lane,
+        )  # fmt: skip
+
+    async def get_configuration(self, configuration_id: str) -> Configuration:
+        """Return one deployment."""
+        return await self._call(
+            f"read deployment {configuration_id!r}", "configurations",
+            lambda p: p.configuration.get(configuration_id),
+        )  # fmt: skip
+
+    async def create_configuration(self, wanted: Configuration) -> Configuration:
+        """Create a deployment.
+
+        Raises:
+            Conflict: the id is taken.
+        """
+        return await self._put(f"create deployment {wanted['id']!r}", wanted, None)
+
+    async def update_configuration(self, wanted: Configuration) -> Configuration:
+        """Write labels, metrics, priority and target condition of a deployment.
+
+        The hub keeps the old content whatever is sent, so a changed content is refused here.
+
+        Raises:
+            Conflict: the deployment changed since `wanted["etag"]` was read.
+            SpecError: the content differs from the hub's.
+        """
+        current = await self.get_configuration(wanted["id"])
+        if current.get("content") != wanted.get("content"):
+            problem = errors.Problem(
+                path="content", message="the hub never changes the content of a deployment",
+                hint="create a deployment with another id and a higher priority",
+            )  # fmt: skip
+            raise errors.SpecError(f"deployment {wanted['id']!r}", [problem])
+        etag = wanted.get("etag") or current.get("etag") or "*"
+        return await self._put(f"update deployment {wanted['id']!r}", wanted, etag)
+
+    async def delete_configuration(self, configuration_id: str, *, etag: str = "*") -> None:
+        """Remove a deployment; devices keep their modules if no base deployment is left.
+
+        Raises:
+            NotFound: there is no such deployment.
+        """
+        await self._call(
+            f"delete deployment {configuration_id!r}", "configurations",
+            lambda p: p.configuration.delete(configuration_id, _quoted(etag)), lane=Lane.URGENT,
+        )  # fmt: skip
+
+    async def check_target_condition(self, condition: str) -> str:
+        """Return the hub's complaint about a target condition; empty if it is fine."""
+
+        def send(protocol: Any) -> Any:
+            body = _models().ConfigurationQueriesTestInput(target_condition=condition)
+            return protocol.configuration.test_queries(body)
+
+        answer = await self._call("check a target condition", "configurations", send)
+        return (answer or {}).get("targetConditionError") or ""
+
+    async def _put(self, what: str, wanted: Configuration, etag: str | None) -> Configuration:
+        def send(protocol: Any) -> Any:
+            kinds = _models()
+            metrics = wanted.get("metrics") or {}
+            body = kinds.Configuration(
+                id=wanted["id"],
+                schema_version=wanted.get("schemaVersion", "2.0"),
+                labels=wanted.get("labels"),
+                content=kinds.ConfigurationContent(
+                    modules_content=wanted.get("content", {}).get("modulesContent")
+                ),
+                target_condition=wanted.get("targetCondition", ""),
+                priority=wanted.get("priority", 0),
+                metrics=kinds.ConfigurationMetrics(queries=metrics.get("queries")),
+            )
+            return protocol.configuration.create_or_update(
+                wanted["id"], body, if_match=_quoted(etag) if etag else None
+            )
+
+        return await self._call(what, "configurations", send, lane=Lane.WRITE)
+
+    # Direct methods
+
+    async def invoke_method(
+        self,
+        device_id: str,
+        method: str,
+        payload: Any = None,
+        *,
+        module_id: str = "",
+        response_seconds: int = 30,
+        connect_seconds: int = 0,
+    ) -> tuple[int, Any]:
+        """Call a direct method and return the device's status and payload.
+
+        Raises:
+            NotFound: the device or module is not connected.
+        """
+
+        def send(protocol: Any) -> Any:
+            body = _models().CloudToDeviceMethod(
+                method_name=method,
+                payload={} if payload is None else payload,
+                response_timeout_in_seconds=response_seconds,
+                connect_timeout_in_seconds=connect_seconds,
+            )
+            if module_id:
+                return protocol.modules.invoke_method(device_id, module_id, body)
+            return protocol.devices.invoke_method(device_id, body)
+
+        what = f"call {method!r} on {_named(device_id, module_id)}"
+        answer = await self._call(what, "methods", send, lane=Lane.URGENT, retry=False)
+        return int(answer.get("status", 0)), answer.get("payload")
+
+    # Sending
+
+    async def _call(
+        self,
+        what: str,
+        kind: str,
+        send: Callable[[Any], Any],
+        *,
+        lane: Lane = Lane.POLL,
+        retry: bool = True,
+    ) -> Any:
+        for attempt in range(self._backoff.tries):
+            await self.budget.spend(kind, lane)
+            try:
+                return await self._once(what, send)
+            except errors.RemoteError as error:
+                last = attempt + 1 >= self._backoff.tries
+                if last or not retry or not failing.retryable(error):
+                    raise
+                asked = error.retry_after if isinstance(error, errors.Throttled) else None
+                await asyncio.sleep(asked or self._backoff.pause(attempt))
+        raise AssertionError
+
+    async def _once(self, what: str, send: Callable[[Any], Any]) -> Any:
+        loop = asyncio.get_running_loop()
+        async with self._opening:
+            if self._protocol is None:
+                protocol = await loop.run_in_executor(self._pool, self._connect)
+                protocol.__enter__()  # keeps each thread's connection open
+                self._protocol = protocol
+        return await loop.run_in_executor(self._pool, _run, what, send, self._protocol)
+
+
+def _run(what: str, send: Callable[[Any], Any], protocol: Any) -> Any:
+    """Send one request on a thread of the pool and translate its failure."""
+    from msrest.exceptions import ClientException, HttpOperationError
+
+    try:
+        return send(protocol)
+    except HttpOperationError as cause:
+        raise failing.error_from_response(what, cause.response) from None
+    except ClientException as cause:
+        inner = getattr(cause, "inner_exception", None) or cause
+        raise failing.error_from_transport(what, inner) from None
+
+
+def _query(text: str, token: str | None, protocol: Any) -> tuple[list[Any], str | None]:
+    answer = protocol.query.get_twins(
+        _models().QuerySpecification(query=text), token, str(_PAGE), raw=True
+    )
+    return answer.output or [], answer.headers.get("x-ms-continuation")
+
+
+def _models() -> Any:
+    from azure.iot.hub.protocol import models
+
+    return models
+
+
+def _quoted(etag: str) -> str:
+    """Return the etag as RFC 9110 writes it; the hub takes no bare one."""
+    return etag if etag == "*" or etag.startswith('"') else f'"{etag}"'
+
+
+def _named(device_id: str, module_id: str) -> str:
+    return repr(f"{device_id}/{module_id}" if module_id else device_id)

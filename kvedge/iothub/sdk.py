@@ -1,0 +1,95 @@
+"""Loading the vendor's package and making one client of it.
+
+azure-iot-hub 2.7.0 imports uamqp for cloud-to-device messages only, which kvedge does not send, and
+uamqp has wheels for few platforms. A stand-in takes its place while the package is imported.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+from typing import TYPE_CHECKING, Any
+
+from kvedge import errors
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from kvedge.redact import Secret
+
+__all__ = ["connect", "host_of"]
+
+_PARTS = ("HostName", "SharedAccessKeyName", "SharedAccessKey")
+
+
+def host_of(connection_string: Secret) -> str:
+    """Return the hub's host name (with its port, if any) of a service connection string.
+
+    Raises:
+        SpecError: a part is missing; the text itself is never shown.
+    """
+    fields = dict(
+        part.strip().split("=", 1)
+        for part in connection_string.reveal().strip().split(";")
+        if "=" in part
+    )
+    problems = [
+        errors.Problem(path=name, message="is missing") for name in _PARTS if not fields.get(name)
+    ]
+    if "DeviceId" in fields:
+        problems.append(
+            errors.Problem(path="DeviceId", message="belongs to a device, not to a service policy")
+        )
+    if problems:
+        raise errors.SpecError(
+            "the hub's connection string",
+            problems,
+            hint="copy it whole from the hub's shared access policies",
+        )
+    return fields["HostName"]
+
+
+def connect(connection_string: Secret, ca_file: Path | None) -> Any:
+    """Return the vendor's protocol client; its operations answer with plain JSON."""
+    manager_class = _load().IoTHubConfigurationManager
+    protocol = manager_class.from_connection_string(connection_string.reveal().strip()).protocol
+    # Our own pauses fit the hub; the package's swallow the status of a refused request.
+    protocol.config.retry_policy.retries = 0
+    if ca_file is not None:
+        protocol.config.connection.verify = str(ca_file)
+    for operations in (
+        protocol.configuration, protocol.devices, protocol.modules, protocol.query,
+        protocol.statistics,
+    ):  # fmt: skip
+        operations._deserialize = _json_of  # noqa: SLF001 - typed models cost more than the request
+    return protocol
+
+
+def _load() -> types.ModuleType:
+    missing = "uamqp" not in sys.modules
+    if missing:
+        sys.modules["uamqp"] = _stand_in()
+    try:
+        import azure.iot.hub as package
+    except ImportError as cause:
+        raise errors.ToolMissing(
+            "azure-iot-hub", f"the hub's client cannot be loaded: {cause}",
+            hint="pip install azure-iot-hub==2.7.0 six",
+        ) from cause  # fmt: skip
+    finally:
+        if missing:
+            del sys.modules["uamqp"]
+    return package
+
+
+def _stand_in() -> types.ModuleType:
+    module = types.ModuleType("uamqp")
+    module.TransportType = types.SimpleNamespace(Amqp=1, AmqpOverWebsocket=3)  # type: ignore[attr-defined]
+    return module
+
+
+def _json_of(_kind: str, response: Any) -> Any:
+    import orjson
+
+    content = response.content
+    return orjson.loads(content) if content else None
