@@ -1,0 +1,43 @@
+# The commands of the README. Each does its own set-up.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+BIN := .venv/bin
+.PHONY: help setup demo down test test-full check format bench clean
+
+help:  ## Show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+setup:  ## Install Debian packages and the virtual environment
+	@scripts/setup dev
+
+demo:  ## Run the main job on this machine: a pod in an edge VM
+	@scripts/setup run
+	@scripts/demo
+
+down:  ## Take the demo away
+	@$(BIN)/kvedge site down dev
+
+test: setup  ## Unit and integration tests and one real VM, under 15 minutes
+	@$(BIN)/python -m pytest -m "not slow"
+
+test-full: setup  ## Everything, longer tests too
+	@$(BIN)/python -m pytest
+
+check: setup  ## Format, lint, types, import contracts, unit tests: under a minute
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/pyright
+	@$(BIN)/lint-imports
+	@$(BIN)/codespell
+	@$(BIN)/python -m pytest -q tests/unit tests/house
+
+format: setup  ## Bring the code into form
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+bench: setup  ## Run one benchmark: make -s bench NAME=cli
+	@$(BIN)/python benchmarks/$(NAME).py
+
+clean:  ## Remove the site and the virtual environment; caches stay
+	@if [ -x $(BIN)/kvedge ]; then $(BIN)/kvedge site down --purge dev; fi
+	@rm -rf .venv dist
