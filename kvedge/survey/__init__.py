@@ -1,0 +1,17 @@
+"""What stands: cluster and hub read together, for `kvedge status` and `kvedge doctor`.
+
+Reads only. Which finding is a problem and what mends it is decided here; how it is printed is not.
+"""
+
+from kvedge.survey.checks import Finding, check_cluster, check_machine
+from kvedge.survey.fleet import Fleet, PodRow, VmRow, read_fleet
+
+__all__ = [
+    "Finding",
+    "Fleet",
+    "PodRow",
+    "VmRow",
+    "check_cluster",
+    "check_machine",
+    "read_fleet",
+]
