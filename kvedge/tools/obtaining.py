@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import os
 import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from kvedge import errors
@@ -17,6 +16,7 @@ from kvedge.tools.catalogue import FAMILIES, Family, Tool
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from pathlib import Path
 
     from kvedge.progress import Progress
 
@@ -120,10 +120,8 @@ class Toolbox:
         self, families: list[Family], missing: dict[str, list[Tool]], progress: Progress
     ) -> None:
         self._check_disk(families)
-        minutes = sum(family.seconds for family in families) / 60
-        gigabytes = sum(family.mebibytes for family in families) / 1024
         # Told before the work begins, on terminals and in logs alike.
-        task = f"obtain programs (about {minutes:.0f} min, {gigabytes:.0f} GiB of disk meanwhile)"
+        task = f"obtain programs ({_price(families)})"
         progress(task, 0, len(families))
         with contextlib.ExitStack() as stack:
             go: golang.Go | None = None
@@ -207,6 +205,15 @@ class Toolbox:
             folder = layout.family_dir(family, cache=self._cache, sources=self._sources)
             self._folders[family.name] = folder
         return self._folders[family.name]
+
+
+def _price(families: list[Family]) -> str:
+    """Say what a build from nothing takes."""
+    minutes = sum(family.seconds for family in families) / 60
+    gibibytes = sum(family.mebibytes for family in families) / 1024
+    time = f"about {minutes:.0f} minutes" if minutes >= 1.5 else "a minute"
+    disk = f"{gibibytes:.0f} GiB" if gibibytes >= 1.5 else "1 GiB"
+    return f"{time}, up to {disk} of disk meanwhile"
 
 
 def link(paths: dict[str, Path], folder: Path) -> None:

@@ -1,0 +1,100 @@
+"""Real Go, real apt: what the unit tests only pretend."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import shutil
+import stat
+import subprocess
+import sys
+
+import pytest
+
+from kvedge.tools.catalogue import FAMILIES, Asked, Family, GoMain, Tool
+from kvedge.tools.obtaining import Toolbox
+
+_MAIN = """package main
+
+var version = "unknown"
+
+func main() { println("greeting", version) }
+"""
+GREETING = Family(
+    name="greeting",
+    version="1.0.0",
+    at_least=(1,),
+    below=(2,),
+    tools=(
+        Tool(
+            name="kvedge-greeting",
+            recipe=GoMain(module="greeting", package=".", stamps=("main.version=v1.0.0",)),
+            asked=Asked(arguments=()),
+        ),
+    ),
+    mebibytes=1,
+    kept_mebibytes=1,
+)
+
+
+@pytest.fixture
+def sources(tmp_path, monkeypatch):
+    """A Go module with one program that needs no other module."""
+    module = tmp_path / "sources" / "greeting"
+    module.mkdir(parents=True)
+    (module / "go.mod").write_text("module example.test/greeting\n\ngo 1.26\n")
+    (module / "main.go").write_text(_MAIN)
+    # The standard library need not be compiled for each test.
+    monkeypatch.setenv("KVEDGE_GO_CACHE", str(tmp_path.parent / "go-cache"))
+    return module.parent
+
+
+def _build(cache, sources, results):
+    box = Toolbox(cache=cache, sources=sources, families=(GREETING,))
+    results.put(str(box.ensure(["kvedge-greeting"])["kvedge-greeting"]))
+
+
+def test_two_builds_at_once_do_not_clash(tmp_path, sources):
+    """Two processes on one empty cache both end with the same working program."""
+    spawn = multiprocessing.get_context("spawn")
+    results = spawn.Queue()
+    both = [
+        spawn.Process(target=_build, args=(tmp_path / "cache", sources, results)) for _ in range(2)
+    ]
+    for process in both:
+        process.start()
+    paths = {results.get(timeout=50) for _ in both}
+    for process in both:
+        process.join()
+    assert [process.exitcode for process in both] == [0, 0]
+    (path,) = paths
+    done = subprocess.run([path], capture_output=True, check=True, text=True)
+    assert done.stderr == "greeting v1.0.0\n"
+
+
+def test_debian_parts_run_without_being_installed(tmp_path):
+    """Apt fetches and checks packages without privilege, and mke2fs runs with its own libraries."""
+    (family,) = (family for family in FAMILIES if family.name == "e2fsprogs")
+    # No mke2fs on PATH is new enough for this one.
+    family = dataclasses.replace(family, at_least=(99,), below=(100,))
+    box = Toolbox(cache=tmp_path, families=(family,))
+    mke2fs = box.ensure(["mke2fs"])["mke2fs"]
+    assert mke2fs.stat().st_mode & stat.S_IXUSR
+    (tmp_path / "content").mkdir()
+    (tmp_path / "content" / "file").write_text("words")
+    archive = shutil.make_archive(str(tmp_path / "content"), "tar", tmp_path / "content")
+    argv = [mke2fs, "-q", "-t", "ext4", "-d", archive, tmp_path / "disk.img", "4M"]
+    subprocess.run(argv, check=True)
+    assert (tmp_path / "disk.img").stat().st_size == 4 << 20
+
+
+def test_a_second_look_is_cheap(tmp_path):
+    """`kvedge tools list` answers within half a second once versions are remembered."""
+    argv = [sys.executable, "-m", "kvedge", "tools", "list", "--output", "json"]
+    subprocess.run(argv, check=True, capture_output=True)
+    code = (
+        "import time; t = time.monotonic(); from kvedge import tools; tools.status();"
+        "print(time.monotonic() - t)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert float(done.stdout) < 0.5
