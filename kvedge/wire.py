@@ -5,7 +5,7 @@ Only the members that kvedge reads or writes are named; the objects hold more.
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from typing import Any, Required, TypedDict
 
 __all__ = [
     "Configuration",
@@ -25,7 +25,7 @@ QueryRow = dict[str, Any]
 class Configuration(TypedDict, total=False):
     """An IoT Hub configuration; an edge deployment is one with `content.modulesContent`."""
 
-    id: str
+    id: Required[str]
     schemaVersion: str
     labels: dict[str, str]
     content: dict[str, Any]
@@ -41,7 +41,7 @@ class Configuration(TypedDict, total=False):
 class DeviceIdentity(TypedDict, total=False):
     """A device of the hub's registry."""
 
-    deviceId: str
+    deviceId: Required[str]
     generationId: str
     etag: str
     status: str

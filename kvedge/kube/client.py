@@ -18,7 +18,7 @@ import orjson
 from kvedge import errors
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
+    from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 
     from kvedge.kube.config import Config
 
@@ -224,7 +224,13 @@ class Client:
         return found
 
     async def watch(
-        self, path: str, *, start: str | None = None, **params: Any
+        self,
+        path: str,
+        *,
+        start: str | None = None,
+        page: int | None = None,
+        keep: Callable[[Any], Any] = lambda obj: obj,
+        **params: Any,
     ) -> AsyncGenerator[Event, None]:
         """List, then watch for ever; a broken watch goes on where it ended, or lists again.
 
@@ -233,6 +239,8 @@ class Client:
         Args:
             path: of a collection.
             start: resourceVersion to begin from, without a list (no SYNCED is sent then).
+            page: objects per request of the list; None asks for all at once.
+            keep: what to remember of an object, at least its metadata's uid and resourceVersion.
             params: fieldSelector, labelSelector and so on.
 
         Raises:
@@ -245,10 +253,15 @@ class Client:
         while True:
             try:
                 if version is None:
-                    listed = await self.get(path, **params)
-                    version = listed["metadata"]["resourceVersion"]
-                    for event in _difference(known, listed, path):
-                        yield event
+                    fresh: dict[str, Any] = {}
+                    first_version = ""
+                    async for listed in self._pages(path, page, params):
+                        first_version = listed["metadata"]["resourceVersion"]
+                        for event in _additions(known, fresh, listed, keep):
+                            yield event
+                    for uid in known.keys() - fresh.keys():
+                        yield Event("DELETED", known[uid])
+                    known, version = fresh, first_version
                     if not synced:
                         synced = True
                         yield Event("SYNCED", None)
@@ -262,7 +275,7 @@ class Client:
                         if kind == "DELETED":
                             known.pop(uid, None)
                         else:
-                            known[uid] = obj
+                            known[uid] = keep(obj)
                         yield Event(kind, obj)
             except _Expired:
                 version = None
@@ -275,6 +288,18 @@ class Client:
             except errors.RemoteError:
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, 5.0)
+
+    async def _pages(
+        self, path: str, page: int | None, params: Mapping[str, Any]
+    ) -> AsyncGenerator[Any, None]:
+        token: str | None = None
+        while True:
+            asked = {**params, "limit": page, "continue": token}
+            listed = await self.request("GET", path, params=asked)
+            token = listed["metadata"].get("continue")
+            yield listed
+            if not token:
+                return
 
     async def _stream(
         self, path: str, version: str, params: Mapping[str, Any]
@@ -324,28 +349,26 @@ class _Expired(Exception):  # noqa: N818 - never leaves this module
     """The resourceVersion is too old: list again."""
 
 
-def _difference(known: dict[str, Any], listed: Mapping[str, Any], path: str) -> list[Event]:
-    """Return the events that lead from what was known to a new list, and update `known`."""
-    del path
+def _additions(
+    known: Mapping[str, Any],
+    fresh: dict[str, Any],
+    listed: Mapping[str, Any],
+    keep: Callable[[Any], Any],
+) -> Iterator[Event]:
+    """Yield what a page of a list adds to what was known, and note its objects in `fresh`."""
     kind = str(listed.get("kind", "")).removesuffix("List")
     api_version = listed.get("apiVersion", "")
-    events: list[Event] = []
-    fresh: dict[str, Any] = {}
     for obj in listed.get("items") or ():
         # Items of a list come without kind and apiVersion; those of a watch have them.
         obj.setdefault("kind", kind)
         obj.setdefault("apiVersion", api_version)
         uid = obj["metadata"]["uid"]
         old = known.get(uid)
-        fresh[uid] = obj
+        fresh[uid] = keep(obj)
         if old is None:
-            events.append(Event("ADDED", obj))
+            yield Event("ADDED", obj)
         elif old["metadata"].get("resourceVersion") != obj["metadata"].get("resourceVersion"):
-            events.append(Event("MODIFIED", obj))
-    gone = [Event("DELETED", obj) for uid, obj in known.items() if uid not in fresh]
-    known.clear()
-    known.update(fresh)
-    return gone + events
+            yield Event("MODIFIED", obj)
 
 
 def _query(params: Mapping[str, Any] | None) -> dict[str, str]:

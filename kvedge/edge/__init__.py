@@ -1,0 +1,34 @@
+"""From a pod to an IoT Edge deployment, and from what devices report to the pod's status.
+
+Pure functions over raw JSON: no input, no output, no clock. Everything that IoT Edge cannot do is
+refused with its field path; nothing of a pod is dropped silently.
+"""
+
+from kvedge.edge.face import Face, face_of
+from kvedge.edge.reporting import DeviceReport, device_reports, pod_status
+from kvedge.edge.revision import (
+    LABEL_CLUSTER,
+    LABEL_NAMESPACE,
+    LABEL_NODE,
+    LABEL_WORKLOAD,
+    Inputs,
+    Revision,
+    RuntimeImages,
+    revision_of,
+)
+
+__all__ = [
+    "LABEL_CLUSTER",
+    "LABEL_NAMESPACE",
+    "LABEL_NODE",
+    "LABEL_WORKLOAD",
+    "DeviceReport",
+    "Face",
+    "Inputs",
+    "Revision",
+    "RuntimeImages",
+    "device_reports",
+    "face_of",
+    "pod_status",
+    "revision_of",
+]
