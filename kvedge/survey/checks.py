@@ -45,7 +45,15 @@ class Finding:
 
 def check_machine() -> list[Finding]:
     """Check what the local site and the image build need of this machine."""
-    return [*_programs(), _namespaces(), _subordinate_ids(), _disk(), _memory(), _acceleration(), _built()]
+    return [
+        *_programs(),
+        _namespaces(),
+        _subordinate_ids(),
+        _disk(),
+        _memory(),
+        _acceleration(),
+        _built(),
+    ]
 
 
 def _programs() -> Iterable[Finding]:
@@ -94,7 +102,8 @@ def _subordinate_ids() -> Finding:
                 check="subordinate ids",
                 state="fail",
                 found=f"{file} has no range for {user!r}",
-                fix=f"as root: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}",
+                fix="as root: usermod --add-subuids 100000-165535 "
+                f"--add-subgids 100000-165535 {user}",
             )
     return Finding(check="subordinate ids", state="ok", found=f"range for {user!r}")
 
