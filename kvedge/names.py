@@ -9,6 +9,7 @@ __all__ = [
     "ANNOTATION",
     "API_ADDRESS",
     "CLUSTER_DOMAIN",
+    "CLUSTER_SERVICE_ADDRESS",
     "CONFIG_DISK_SERIAL",
     "CONNECTOR_IMAGE_NAME",
     "DATA_DISK_SERIAL",
@@ -21,9 +22,11 @@ __all__ = [
     "LABEL_VM",
     "LOAD_BALANCER_NETWORK",
     "NODE_ADDRESS",
+    "NODE_NAME",
     "POD_NETWORK",
     "REGISTRY_ADDRESS",
     "REGISTRY_HOST",
+    "SERVICE_NETWORK",
     "SITE_NETWORK",
     "device_id",
 ]
@@ -48,6 +51,12 @@ REGISTRY_ADDRESS: Final = "10.77.0.3"
 NODE_ADDRESS: Final = "10.77.0.4"
 POD_NETWORK: Final = "10.77.16.0/20"
 LOAD_BALANCER_NETWORK: Final = "10.77.32.0/20"
+SERVICE_NETWORK: Final = "10.77.48.0/20"
+"""Cluster addresses of Services; nothing listens on them unless the VM host does."""
+CLUSTER_SERVICE_ADDRESS: Final = "10.77.48.1"
+"""Cluster address of the Service `kubernetes`: the network's first, by the API server's rule."""
+NODE_NAME: Final = "edge-host"
+"""The local site's node that the VM host plays."""
 
 CONFIG_DISK_SERIAL: Final = "edge-config"
 """Serial of the secret disk; the guest finds it as /dev/disk/by-id/virtio-edge-config."""
