@@ -1,0 +1,244 @@
+"""Booting a built disk under QEMU, with everything that a VM of ours gets, and logging in strictly.
+
+Used by `kvedge image test`, the tests and the benchmark; VMs of a site are run by `kvedge.site.host`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import shutil
+import socket
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cloudinit.seeding
+from kvedge import errors, processes
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Iterator, Mapping
+
+    import paramiko
+
+__all__ = ["Guest", "Keys", "boot", "make_keys"]
+
+_OVMF = ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Keys:
+    """A guest's host key and a client's key, OpenSSH texts."""
+
+    host_private: str
+    host_public: str
+    client_private: str
+    client_public: str
+
+
+def make_keys() -> Keys:
+    """Return two fresh ed25519 pairs."""
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ed25519
+
+    texts = []
+    for _ in range(2):
+        key = ed25519.Ed25519PrivateKey.generate()
+        texts += [
+            key.private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.OpenSSH,
+                serialization.NoEncryption(),
+            ).decode(),
+            key.public_key()
+            .public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+            .decode()
+            + "\n",
+        ]
+    return Keys(
+        host_private=texts[0],
+        host_public=texts[1],
+        client_private=texts[2],
+        client_public=texts[3],
+    )
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class Guest:
+    """A running guest."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+    """Loopback port of its sshd."""
+    keys: Keys
+    folder: Path
+    started: float
+    """Clock (`time.monotonic`) when QEMU was started."""
+    argv: tuple[str, ...]
+
+    def login(self, *, deadline: float = 180.0) -> paramiko.SSHClient:
+        """Log in as `edge`, accepting only the host key that was given to the guest.
+
+        Raises:
+            KvedgeError: no login within `deadline` seconds, or the guest ended.
+        """
+        import paramiko
+
+        client_key = paramiko.Ed25519Key.from_private_key(io.StringIO(self.keys.client_private))
+        kind, text = self.keys.host_public.split()[:2]
+        end = time.monotonic() + deadline
+        last: Exception | None = None
+        while time.monotonic() < end:
+            if self.process.poll() is not None:
+                raise errors.KvedgeError(
+                    f"guest ended with code {self.process.returncode} before a login",
+                    hint=f"serial console: {self.folder / 'serial.log'}",
+                )
+            if not _greets(self.port):
+                time.sleep(0.05)
+                continue
+            client = paramiko.SSHClient()
+            client.get_host_keys().add(f"[127.0.0.1]:{self.port}", kind, _public_key(kind, text))
+            client.set_missing_host_key_policy(paramiko.RejectPolicy())
+            try:
+                client.connect(
+                    "127.0.0.1", self.port, "edge", pkey=client_key, timeout=20,
+                    banner_timeout=20, auth_timeout=20, allow_agent=False, look_for_keys=False,
+                )  # fmt: skip
+            except paramiko.BadHostKeyException:
+                raise
+            except (paramiko.SSHException, EOFError, OSError) as error:
+                # sshd may restart, or refuse accounts, while the boot goes on.
+                last = error
+                client.close()
+                time.sleep(0.1)
+                continue
+            return client
+        raise errors.KvedgeError(
+            f"no login within {deadline:.0f} s: {last!r}",
+            hint=f"serial console: {self.folder / 'serial.log'}",
+        )
+
+    def run(
+        self, client: paramiko.SSHClient, command: str, *, timeout: float = 120.0
+    ) -> tuple[int, str]:
+        """Run a command in the guest and return its exit code and output."""
+        _, out, err = client.exec_command(command, timeout=timeout)
+        text = out.read().decode(errors="replace") + err.read().decode(errors="replace")
+        return out.channel.recv_exit_status(), text
+
+    def stop(self) -> None:
+        """End the guest at once."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+
+
+@contextlib.contextmanager
+def boot(  # noqa: PLR0913 - a machine has many parts
+    disk: Path,
+    folder: Path,
+    *,
+    secrets: Mapping[str, bytes] | None = None,
+    user_data: str = "#cloud-config\n{}\n",
+    data_disk: Path | None = None,
+    keys: Keys | None = None,
+    firmware: str = "bios",
+    memory_mib: int = 1024,
+    instance_id: str = "i-1",
+    load: str = "",
+) -> Iterator[Guest]:
+    """Run a guest on a throw-away overlay of a qcow2 disk until the block ends.
+
+    Args:
+        disk: the built disk; it is not written to.
+        folder: where overlay, seeds and the serial console's log go.
+        secrets: files of the secret disk beside keys.
+        user_data: cloud-init user data.
+        data_disk: raw disk with serial `edge-data`.
+        keys: host and client keys; made if not given.
+        firmware: `bios` or `uefi`.
+        load: name of a snapshot in the overlay to start from.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    keys = keys or make_keys()
+    overlay = folder / "overlay.qcow2"
+    if not load:
+        processes.run(
+            ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", disk.resolve(), overlay,
+             "6G"], what="make the guest's disk",
+        )  # fmt: skip
+    files = {
+        "ssh_host_ed25519_key": keys.host_private.encode(),
+        "ssh_host_ed25519_key.pub": keys.host_public.encode(),
+        "authorized_keys": keys.client_public.encode(),
+        **(secrets or {}),
+    }
+    (folder / "secret.iso").write_bytes(cloudinit.seeding.iso("EDGECONFIG", files))
+    meta = f'{{"instance-id": "{instance_id}", "local-hostname": "edge-1"}}'
+    (folder / "seed.iso").write_bytes(cloudinit.seeding.seed(user_data=user_data, meta_data=meta))
+    port = _free_port()
+    drives = [(overlay, "qcow2", ""), (folder / "seed.iso", "raw", ",readonly=on"),
+              (folder / "secret.iso", "raw", ",readonly=on")]  # fmt: skip
+    serials = ["", "", ",serial=edge-config"]
+    if data_disk:
+        drives.append((data_disk, "raw", ""))
+        serials.append(",serial=edge-data")
+    argv = ["qemu-system-x86_64", "-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max",
+            "-smp", "2", "-m", str(memory_mib), "-nodefaults", "-no-reboot", "-display", "none",
+            "-serial", f"file:{folder / 'serial.log'}", "-qmp",
+            f"unix:{folder / 'qmp.sock'},server=on,wait=off",
+            "-netdev", f"user,id=n0,hostfwd=tcp:127.0.0.1:{port}-:22",
+            "-device", "virtio-net-pci,netdev=n0,mac=02:00:00:00:00:01",
+            "-device", "virtio-rng-pci"]  # fmt: skip
+    for number, ((path, form, extra), serial) in enumerate(zip(drives, serials, strict=True)):
+        argv += ["-drive", f"if=none,id=d{number},file={path},format={form}{extra}",
+                 "-device", f"virtio-blk-pci,drive=d{number}{serial}"]  # fmt: skip
+    if firmware == "uefi":
+        code, variables = (Path(name) for name in _OVMF)
+        if not code.exists():
+            raise errors.ToolMissing("ovmf", "UEFI firmware not found", hint="apt-get install ovmf")
+        shutil.copyfile(variables, folder / "vars.fd")
+        argv += ["-drive", f"if=pflash,format=raw,readonly=on,file={code}",
+                 "-drive", f"if=pflash,format=raw,file={folder / 'vars.fd'}"]  # fmt: skip
+    if load:
+        argv += ["-loadvm", load]
+    started = time.monotonic()
+    guest = Guest(
+        process=processes.popen(argv, log=folder / "qemu.log"),
+        port=port,
+        keys=keys,
+        folder=folder,
+        started=started,
+        argv=tuple(argv),
+    )
+    try:
+        yield guest
+    finally:
+        guest.stop()
+
+
+def _greets(port: int) -> bool:
+    # QEMU accepts at once and retries inside with a growing pause, so a short limit is quicker.
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=1) as sock:
+            sock.settimeout(0.7)
+            return sock.recv(4) == b"SSH-"
+    except OSError:
+        return False
+
+
+def _public_key(kind: str, text: str) -> paramiko.PKey:
+    import base64
+
+    import paramiko
+
+    return paramiko.PKey.from_type_string(kind, base64.b64decode(text))
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]

@@ -1,0 +1,308 @@
+"""Running the steps of a plan: each is found in the cache or made there.
+
+Needs mmdebstrap, GRUB's modules, dosfstools, mtools and qemu-utils; no root rights, no loop device.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.resources
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from images import cache, content, disk, oci, sources
+from images import plan as planning
+from images import recipe as recipes
+from kvedge import errors, processes, tools
+from kvedge.progress import silent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from images.recipe import Recipe
+    from kvedge.progress import Progress
+
+__all__ = ["BuiltImage", "build", "find", "key", "plan_of"]
+
+_HOOKS = ("customize.sh", "essential.sh", "layer.sh", "unpack.sh")
+_TMPFS = Path("/dev/shm")  # noqa: S108 - mkdtemp makes a folder of our own in it
+_TMPFS_NEEDS = 3 << 30
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class BuiltImage:
+    """An image in the cache."""
+
+    name: str
+    key: str
+    digest: str
+    """Of its OCI manifest."""
+    layout: Path
+    size: int
+    """Bytes that are pushed."""
+    disk: Path | None = None
+    """The qcow2 file, for a disk image."""
+
+
+def key(recipe_name: str) -> str:
+    """Return the key that the recipe's image has or will have; asks no network."""
+    return plan_of(recipes.load(recipe_name)).key
+
+
+def find(recipe_name: str) -> BuiltImage | None:
+    """Return the recipe's image if it is built."""
+    plan = plan_of(recipes.load(recipe_name))
+    return _found(plan, cache.default_store())
+
+
+def build(
+    recipe_name: str, *, progress: Progress = silent, store: cache.Store | None = None
+) -> BuiltImage:
+    """Build a recipe's image, or find it built.
+
+    Raises:
+        SpecError: the recipe is wrong.
+        ToolMissing: a program of the build is not there.
+        BuildFailed: a program failed; its output's tail and the command are in the error.
+    """
+    store = store or cache.default_store()
+    plan = plan_of(recipes.load(recipe_name))
+    if found := _found(plan, store):
+        return found
+    tools.ensure(["mke2fs"], progress=progress)
+    for step in plan.steps:
+        works: dict[str, Callable[[Path], dict[str, Any]]] = {
+            "root": functools.partial(_root, plan, step, progress),
+            "layer": functools.partial(_layer, plan, step, store, progress),
+            "disk": functools.partial(_disk, plan, step, store, progress),
+            "oci": functools.partial(_oci, plan, step, store),
+        }
+        store.make(step.key, works[step.kind])
+    built = _found(plan, store)
+    if built is None:
+        raise errors.KvedgeError(f"image {recipe_name!r} vanished from the cache")
+    return built
+
+
+def plan_of(recipe: Recipe) -> planning.Plan:
+    """Return the plan of a recipe with the shipped overlays, hooks and packages."""
+    top = importlib.resources.files("images")
+    wanted = {name for layer in recipe.layers for name in layer.local_packages}
+    return planning.plan(
+        recipe,
+        planning.Assets(
+            overlays={name: content.overlay_files(name) for name in recipe.content.overlays},
+            hooks={name: (top / "hooks" / name).read_bytes() for name in _HOOKS},
+            local_packages={name: _local_digest(name, recipe.epoch) for name in sorted(wanted)},
+        ),
+    )
+
+
+def _found(plan: planning.Plan, store: cache.Store) -> BuiltImage | None:
+    image, raw = store.find(plan.steps[-1].key), store.find(plan.steps[-2].key)
+    if image is None or raw is None:
+        return None
+    layout = oci.read_layout(image.path)
+    return BuiltImage(
+        name=plan.recipe.name,
+        key=plan.key,
+        digest=layout.digest,
+        layout=layout.path,
+        size=layout.size,
+        disk=raw.path / "disk.qcow2",
+    )
+
+
+def _local_digest(name: str, epoch: int) -> str:
+    with tempfile.TemporaryDirectory(prefix="kvedge-deb-") as folder:
+        return cache.sha256_file(_local_package(name, Path(folder), epoch))
+
+
+def _local_package(name: str, folder: Path, epoch: int) -> Path:
+    from kvedge.edgesim import packing
+
+    makers = {"edgesim": packing.build_deb}
+    return makers[name](folder, source_date_epoch=epoch)
+
+
+def _root(
+    plan: planning.Plan, step: planning.Step, progress: Progress, folder: Path
+) -> dict[str, Any]:
+    assert step.layer is not None
+    recipe = plan.recipe
+    hooks = _hook_folder(folder)
+    argv = [
+        f"--essential-hook={hooks / 'essential.sh'}",
+        f"--customize-hook={hooks / 'customize.sh'}",
+        f"--include={','.join(step.layer.packages)}",
+    ]
+    if recipe.os == "debian" and Path("/usr/share/mmdebstrap/hooks/merged-usr").is_dir():
+        argv.append("--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr")
+    _mmdebstrap(recipe, "apt", argv, folder / "root.tar", step, progress, env={})
+    shutil.rmtree(hooks)
+    return {"layer": step.name}
+
+
+def _layer(
+    plan: planning.Plan,
+    step: planning.Step,
+    store: cache.Store,
+    progress: Progress,
+    folder: Path,
+) -> dict[str, Any]:
+    assert step.layer is not None
+    hooks = _hook_folder(folder)
+    debs = [_local_package(n, hooks, plan.recipe.epoch) for n in step.layer.local_packages]
+    argv = [
+        "--skip=check/empty",
+        f"--setup-hook={hooks / 'unpack.sh'}",
+        f"--customize-hook={hooks / 'layer.sh'}",
+        f"--customize-hook={hooks / 'customize.sh'}",
+    ]
+    env = {
+        "KVEDGE_BASE": str(_below(store, step) / "root.tar"),
+        "KVEDGE_PACKAGES": " ".join(step.layer.packages),
+        "KVEDGE_DEBS": " ".join(str(deb) for deb in debs),
+        "KVEDGE_STAMP": "tmp/.kvedge-stamp",
+    }
+    _mmdebstrap(plan.recipe, "custom", argv, folder / "root.tar", step, progress, env=env)
+    shutil.rmtree(hooks)
+    return {"layer": step.name}
+
+
+def _disk(
+    plan: planning.Plan,
+    step: planning.Step,
+    store: cache.Store,
+    progress: Progress,
+    folder: Path,
+) -> dict[str, Any]:
+    tree = _below(store, step) / "root.tar"
+    total = tree.stat().st_size
+    task = f"image {plan.recipe.name}: disk"
+    parts = disk.DiskPlan(
+        recipe=plan.recipe,
+        identity=plan.identity,
+        overlays={name: content.overlay_files(name) for name in plan.recipe.content.overlays},
+    )
+    raw = folder / "disk.raw"
+    disk.make_raw(
+        tree, raw, parts, on_bytes=lambda done: progress(task, done * 0.6, total, "file system")
+    )
+    progress(task, total * 0.6, total, "compress")
+    disk.make_qcow2(raw, folder / "disk.qcow2")
+    raw.unlink()
+    progress(task, total, total)
+    return {"virtual_mib": plan.recipe.disk_mib}
+
+
+def _oci(
+    plan: planning.Plan, step: planning.Step, store: cache.Store, folder: Path
+) -> dict[str, Any]:
+    labels = {
+        "io.kvedge.key": step.key,
+        "org.opencontainers.image.title": plan.recipe.name,
+        "org.opencontainers.image.version": f"{plan.recipe.release}-{plan.recipe.revision}",
+    }
+    layout = oci.write_container_disk(
+        _below(store, step) / "disk.qcow2",
+        folder,
+        arch=plan.recipe.arch,
+        epoch=plan.recipe.epoch,
+        labels=labels,
+    )
+    return {"digest": layout.digest, "name": plan.recipe.name}
+
+
+def _below(store: cache.Store, step: planning.Step) -> Path:
+    entry = store.find(step.below)
+    if entry is None:
+        raise errors.KvedgeError(
+            f"image step {step.below!r} vanished from the cache during the build",
+            hint="build again; a kvedge image gc may have run beside it",
+        )
+    return entry.path
+
+
+def _hook_folder(folder: Path) -> Path:
+    """Copy the hooks to where mmdebstrap's mapped users can read them."""
+    hooks = Path(tempfile.mkdtemp(prefix="kvedge-hooks-", dir=_work_folder()))
+    hooks.chmod(0o755)
+    top = importlib.resources.files("images") / "hooks"
+    for name in _HOOKS:
+        (hooks / name).write_bytes((top / name).read_bytes())
+        (hooks / name).chmod(0o755)
+    return hooks
+
+
+def _work_folder() -> Path:
+    """Return a folder for trees: memory where there is enough, which halves the time."""
+    try:
+        stat = os.statvfs(_TMPFS)
+        available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return Path(tempfile.gettempdir())
+    room = stat.f_bavail * stat.f_frsize
+    enough = room > _TMPFS_NEEDS and available > _TMPFS_NEEDS and os.access(_TMPFS, os.W_OK)
+    return _TMPFS if enough else Path(tempfile.gettempdir())
+
+
+def _mmdebstrap(
+    recipe: Recipe,
+    variant: str,
+    extra: list[str],
+    out: Path,
+    step: planning.Step,
+    progress: Progress,
+    *,
+    env: dict[str, str],
+) -> None:
+    task = f"image {recipe.name}: {step.name}"
+    seen = 0
+
+    def on_line(line: str) -> None:
+        nonlocal seen
+        if line.startswith("I: ") or "Setting up" in line:
+            seen += 1
+            progress(task, seen, None, line.removeprefix("I: ")[:60])
+
+    options = ['Acquire::Languages "none"', 'APT::Install-Recommends "false"']
+    argv = [
+        "mmdebstrap",
+        f"--mode={'root' if os.geteuid() == 0 else 'unshare'}",
+        f"--variant={variant}",
+        f"--architectures={recipe.arch}",
+        "--format=tar",
+        *(f"--aptopt={one}" for one in [*options, *sources.apt_options()]),
+        *extra,
+        "",
+        str(out),
+        *sources.deb_lines(recipe),
+    ]
+    progress(task, 0, None, "packages")
+    processes.run(
+        argv,
+        what=f"image {recipe.name!r}, layer {step.name!r}",
+        env={
+            "SOURCE_DATE_EPOCH": str(recipe.epoch),
+            "INITRD": "No",
+            "LC_ALL": "C.UTF-8",
+            "TMPDIR": str(_work_folder()),
+            **env,
+        },
+        on_line=on_line,
+        log=_log_file(recipe, step),
+    )
+    progress(task, max(seen, 1), max(seen, 1))
+
+
+def _log_file(recipe: Recipe, step: planning.Step) -> Path:
+    folder = tools.cache_dir() / "images" / "logs"
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{recipe.name}-{step.name}.log"
+    file.unlink(missing_ok=True)
+    return file

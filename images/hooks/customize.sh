@@ -1,0 +1,32 @@
+#!/bin/sh
+# mmdebstrap customize-hook, last of all: take out what must differ between machines or runs.
+# Args: $1 the root folder.
+set -eu
+root=$1
+
+# Byte code is compiled with unchecked hashes: under SOURCE_DATE_EPOCH py3compile writes checked ones,
+# and checking them costs seconds at each boot of an emulated machine.
+if [ -x "$root/usr/bin/python3" ]; then
+	changed=$(cd "$root" && find usr opt -name '*.py' ${KVEDGE_STAMP:+-cnewer "$root/$KVEDGE_STAMP"} -printf '%h\n' 2>/dev/null | sort -u)
+	if [ -n "$changed" ]; then
+		printf '%s\n' "$changed" | chroot "$root" python3 -m compileall -q -f -l \
+			--invalidation-mode unchecked-hash -i - >/dev/null || true
+	fi
+fi
+[ -z "${KVEDGE_STAMP:-}" ] || rm -f "$root/$KVEDGE_STAMP"
+
+rm -f "$root"/etc/ssh/ssh_host_*
+: >"$root/etc/machine-id"
+rm -f "$root/var/lib/dbus/machine-id" "$root/var/lib/systemd/random-seed"
+rm -f "$root/etc/apt/apt.conf.d/99mmdebstrap" "$root/etc/apt/sources.list" "$root"/etc/apt/sources.list.d/*
+rm -f "$root"/etc/*- "$root"/var/lib/dpkg/*-old "$root"/var/cache/debconf/*-old
+rm -f "$root/var/cache/ldconfig/aux-cache" "$root/var/lib/apt/lists/lock"
+rm -rf "$root"/var/lib/apt/lists/* "$root"/var/cache/apt/*
+rm -rf "$root"/usr/share/man/* "$root"/usr/share/info/* "$root"/usr/share/lintian "$root"/usr/share/groff
+find "$root/usr/share/doc" -type f ! -name copyright -delete 2>/dev/null || true
+find "$root/usr/share/doc" -type l -delete 2>/dev/null || true
+find "$root/usr/share/doc" -depth -type d -empty -delete 2>/dev/null || true
+find "$root/usr/share/locale" -mindepth 1 -maxdepth 1 ! -name locale.alias -exec rm -rf {} + 2>/dev/null || true
+find "$root/var/log" -type f -delete
+find "$root/tmp" "$root/var/tmp" -mindepth 1 -delete
+rm -f "$root/etc/resolv.conf"
