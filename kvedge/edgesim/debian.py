@@ -1,4 +1,4 @@
-"""Writes Debian packages in pure Python: an ar archive of two tars (deb(5)), same bytes each time."""
+"""Writes Debian packages in pure Python: an ar archive of two tars (deb(5)), always equal bytes."""
 
 from __future__ import annotations
 

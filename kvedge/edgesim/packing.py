@@ -38,8 +38,7 @@ Description: kvedge's stand-in for the Azure IoT Edge runtime (not Microsoft's)
  This is not Azure IoT Edge. It is a small replacement written by the kvedge
  project for virtual machines of its local test site, where the real packages
  cannot be redistributed. No part of that runtime is in it. It has the same
- users, units, paths and commands, and
- it joins no hub other than kvedge's own emulator.
+ users, units, paths and commands, and joins no hub other than kvedge's emulator.
  .
  It contains the azure-iot-device client and its dependencies, each under its own
  licence, see {LIBRARY}/vendor/licenses.

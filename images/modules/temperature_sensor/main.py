@@ -1,3 +1,4 @@
+# ruff: noqa: INP001, T201 - a program of its own, whose output is the module's log
 """A simulated temperature sensor as an IoT Edge module.
 
 It sends one JSON reading every MESSAGE_INTERVAL_SECONDS (default 5; the desired property
@@ -101,10 +102,10 @@ class Sensor:
 
         if request.name == "reset":
             self._machine.reset()
-            status, payload = 200, {"sent": self._sent}
+            answer = MethodResponse(request.request_id, 200, {"sent": self._sent})
         else:
-            status, payload = 404, {"message": f"method {request.name!r} is not known"}
-        answer = MethodResponse(request.request_id, status, payload)
+            problem = {"message": f"method {request.name!r} is not known"}
+            answer = MethodResponse(request.request_id, 404, problem)
         self._client.send_method_response(answer)
 
 
