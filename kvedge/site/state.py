@@ -91,6 +91,11 @@ class Folder:
         return self.run / "namespace.json"
 
     @property
+    def asked_file(self) -> Path:
+        """Holds the token of the newest request to check everything (SIGHUP to the supervisor)."""
+        return self.run / "asked"
+
+    @property
     def stopping_file(self) -> Path:
         """Exists while the whole site is being stopped (and not only one part of it)."""
         return self.run / "stopping"
@@ -277,6 +282,9 @@ def write_env(site: Site, *, path_folders: list[Path]) -> None:
         "PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION": "true",
         # Every create is idempotent, so a lost checkpoint costs nothing; writing it costs time.
         "PULUMI_SKIP_CHECKPOINTS": "true",
+        # The stack file that `kvedge up` writes to: committed settings get no key of this machine.
+        "PULUMI_OPTION_CONFIG_FILE": str(folder.root / "stacks" / f"Pulumi.{site.name}.yaml"),
+        "KVEDGE_STATE": str(folder.root),
         "KVEDGE_SITE": site.name,
         "KVEDGE_KUBECONFIG": site.kubernetes.kubeconfig,
         "KVEDGE_CLUSTER_ID": site.kubernetes.cluster_id,
