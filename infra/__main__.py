@@ -1,0 +1,5 @@
+"""What the pulumi engine runs."""
+
+from infra import program
+
+program.main()

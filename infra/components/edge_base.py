@@ -1,0 +1,162 @@
+"""EdgeBase: the hub's full deployment under all layers of this hub's managed devices.
+
+The hub never changes the content of a deployment, so other content is another id, made before the
+old one is retired (https://learn.microsoft.com/azure/iot-edge/module-deployment-monitoring).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any, cast
+
+from pulumi.dynamic import CreateResult, DiffResult, ReadResult, Resource, UpdateResult
+
+from infra import dynamic
+from kvedge import errors
+
+if TYPE_CHECKING:
+    import pulumi
+
+    from kvedge import spec
+    from kvedge.wire import Configuration
+
+__all__ = ["EdgeBase", "EdgeBaseProvider", "base_configuration"]
+
+_PRIORITY = 0
+"""The lowest: every layer of the connector is above it."""
+_OWNER_LABEL = "kvedge-owner"
+
+
+def base_configuration(environment: spec.Environment) -> dict[str, Any]:
+    """Return the deployment; its id is derived from its content."""
+    if environment.platform is None:
+        raise ValueError(environment.name)
+    content = {"modulesContent": _modules(environment.edge)}
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return {
+        "id": f"kvedge-base-{digest[:12]}",
+        "schemaVersion": "2.0",
+        "labels": {
+            "kvedge-role": "base",
+            _OWNER_LABEL: environment.cluster.identifier or environment.name,
+            "kvedge-environment": environment.name,
+        },
+        "content": content,
+        "targetCondition": environment.platform.base_target,
+        "priority": _PRIORITY,
+    }
+
+
+def _modules(edge: spec.EdgeRuntime) -> dict[str, Any]:
+    def system(image: str, **more: Any) -> dict[str, Any]:
+        return {"type": "docker", "settings": {"image": image, "createOptions": "{}"}, **more}
+
+    agent = {
+        "schemaVersion": "1.1",
+        "runtime": {"type": "docker", "settings": {"minDockerVersion": "v1.25"}},
+        "systemModules": {
+            "edgeAgent": system(edge.agent_image),
+            "edgeHub": system(
+                edge.hub_image, status="running", restartPolicy="always", startupOrder=0
+            ),
+        },
+        "modules": {},
+    }
+    hub = {
+        "schemaVersion": "1.1",
+        "routes": {"upstream": {"route": "FROM /messages/* INTO $upstream"}},
+        "storeAndForwardConfiguration": {"timeToLiveSecs": 604800},
+    }
+    return {
+        "$edgeAgent": {"properties.desired": agent},
+        "$edgeHub": {"properties.desired": hub},
+    }
+
+
+class EdgeBaseProvider(dynamic.Provider):
+    """Creates, adopts, changes and removes the base deployment."""
+
+    def create(self, props: dict[str, Any]) -> CreateResult:
+        """Create the deployment; the same id is the same content, so ours is adopted."""
+        self.run(self._create(props["configuration"]))
+        return CreateResult(id_=props["configuration"]["id"], outs=props)
+
+    def diff(self, _id: str, _olds: dict[str, Any], _news: dict[str, Any]) -> DiffResult:
+        """Another content is another deployment, made before the old one goes."""
+        old, new = _olds["configuration"], _news["configuration"]
+        other = old["id"] != new["id"]
+        return DiffResult(
+            changes=old != new, replaces=["configuration"] if other else [],
+            delete_before_replace=False,
+        )  # fmt: skip
+
+    def update(self, _id: str, _olds: dict[str, Any], _news: dict[str, Any]) -> UpdateResult:
+        """Write labels and target condition."""
+        self.run(self._update(_news["configuration"]))
+        return UpdateResult(outs=_news)
+
+    def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
+        """Tell whether the deployment is still there."""
+        return self.run(self._read(id_, props))
+
+    def delete(self, _id: str, _props: dict[str, Any]) -> None:
+        """Retire the deployment."""
+        self.run(self._delete(_id))
+
+    async def _create(self, wanted: dict[str, Any]) -> None:
+        async with self.hub() as hub:
+            try:
+                await hub.create_configuration(_whole(wanted))
+            except errors.Conflict:
+                found = await hub.get_configuration(wanted["id"])
+                owner = (found.get("labels") or {}).get(_OWNER_LABEL)
+                if owner != wanted["labels"][_OWNER_LABEL]:
+                    raise errors.Conflict(
+                        f"create base deployment {wanted['id']!r}", status=409,
+                        details=f"the hub has one of {owner or 'somebody else'}",
+                        hint="one environment of a hub carries the platform section",
+                    ) from None  # fmt: skip
+                await hub.update_configuration(_whole(wanted))
+
+    async def _update(self, wanted: dict[str, Any]) -> None:
+        async with self.hub() as hub:
+            await hub.update_configuration(_whole(wanted))
+
+    async def _read(self, id_: str, props: dict[str, Any]) -> ReadResult:
+        async with self.hub() as hub:
+            try:
+                await hub.get_configuration(id_)
+            except errors.NotFound:
+                return ReadResult("", {})
+        return ReadResult(id_, props)
+
+    async def _delete(self, id_: str) -> None:
+        async with self.hub() as hub:
+            try:
+                await hub.delete_configuration(id_)
+            except errors.NotFound:
+                return
+
+
+class EdgeBase(Resource, module="kvedge", name="EdgeBase"):
+    """The hub's base deployment."""
+
+    def __init__(
+        self, name: str, environment: spec.Environment, opts: pulumi.ResourceOptions | None = None
+    ) -> None:
+        configuration = base_configuration(environment)
+        super().__init__(EdgeBaseProvider(), name, {"configuration": configuration}, opts)
+
+
+def _whole(wanted: dict[str, Any]) -> Configuration:
+    """Return the configuration with whole numbers where pulumi's wire made them floats."""
+    return cast("Configuration", _ints(wanted))
+
+
+def _ints(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _ints(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_ints(inner) for inner in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -1,0 +1,43 @@
+"""VirtualNode: the connector's identity, rights, Secret and Deployment."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING
+
+import pulumi
+
+from infra import node_manifests
+from infra.components.manifest import Manifest
+
+if TYPE_CHECKING:
+    from kvedge import spec
+
+__all__ = ["VirtualNode"]
+
+
+class VirtualNode(pulumi.ComponentResource):
+    """The virtual node that this hub's pods are placed on."""
+
+    def __init__(
+        self, environment: spec.Environment, *, image: pulumi.Input[str], connection_string: str,
+        authority: str, opts: pulumi.ResourceOptions | None = None,
+    ) -> None:  # fmt: skip
+        name = node_manifests.connector(environment).node_name
+        super().__init__("kvedge:index:VirtualNode", name, None, opts)
+        child = pulumi.ResourceOptions(parent=self)
+        before = []
+        for obj in node_manifests.rights(environment):
+            metadata = obj["metadata"]
+            place = f"{metadata['namespace']}-" if obj["kind"] in ("Role", "RoleBinding") else ""
+            logical = f"{place}{metadata['name']}-{obj['kind'].lower()}"
+            before.append(Manifest(logical, obj, child))
+        secret = node_manifests.hub_secret(environment, connection_string, authority)
+        digest = hashlib.sha256(json.dumps(secret["data"], sort_keys=True).encode()).hexdigest()
+        secret["data"] = pulumi.Output.secret(secret["data"])
+        before.append(Manifest(node_manifests.secret_name(environment), secret, child))
+        deployment = node_manifests.deployment(environment, image, digest[:16])
+        options = pulumi.ResourceOptions(parent=self, depends_on=before)
+        self.deployment = Manifest(f"{name}-deployment", deployment, options)
+        self.register_outputs({})

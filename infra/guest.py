@@ -1,0 +1,215 @@
+"""What a VM is told at its start: cloud-init documents, the secret disk's files, its host key.
+
+Pure text. The secret disk is applied by the image at every boot, cloud-init only at the first, so
+everything that may change is on the disk and cloud-init says little.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import uuid
+from typing import TYPE_CHECKING
+
+import yaml
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from kvedge import spec
+
+__all__ = [
+    "config_toml",
+    "device_connection_string",
+    "firmware_uuid",
+    "host_key",
+    "host_name",
+    "hosts_lines",
+    "mac_address",
+    "network_data",
+    "new_key_pair",
+    "secret_disk",
+    "user_data",
+]
+
+TRUSTED_CA = "/etc/kvedge/trusted-ca.pem"
+"""Where the image puts the secret disk's trusted-ca.pem."""
+
+
+def host_name(environment: spec.Environment, vm: spec.Vm) -> str:
+    """Return the guest's host name; final from the first boot on, as IoT Edge wants it."""
+    return environment.device_id(vm)[:63].rstrip("-")
+
+
+def firmware_uuid(environment: spec.Environment, vm: spec.Vm) -> str:
+    """Return the machine's UUID, which is also cloud-init's instance id: the same for good."""
+    return str(
+        uuid.uuid5(uuid.NAMESPACE_URL, f"kvedge.io/{environment.cluster.namespace}/{vm.name}")
+    )
+
+
+def mac_address(environment: spec.Environment, vm: spec.Vm) -> str:
+    """Return the VM's MAC: the one asked for, else a locally administered one from its UUID."""
+    if vm.mac:
+        return vm.mac
+    digest = hashlib.sha256(firmware_uuid(environment, vm).encode()).digest()
+    # IEEE 802: bit 1 of the first byte means locally administered, bit 0 multicast.
+    return ":".join(f"{byte:02x}" for byte in [(digest[0] & 0xFC) | 0x02, *digest[1:6]])
+
+
+def host_key(seed: str, device_id: str) -> tuple[str, str]:
+    """Return private (OpenSSH PEM) and public (one line) ssh host key of a device.
+
+    Derived (HKDF, RFC 5869), so that the public half is known before anything is created and a
+    VM that is made anew keeps its key.
+    """
+    raw = HKDF(
+        algorithm=hashes.SHA256(),
+        length=32,
+        salt=None,
+        info=f"ssh host key of {device_id}".encode(),
+    ).derive(seed.encode())
+    return _openssh(ed25519.Ed25519PrivateKey.from_private_bytes(raw), raw, device_id)
+
+
+def new_key_pair(comment: str) -> tuple[str, str]:
+    """Return a fresh private and public ssh key for a user."""
+    key = ed25519.Ed25519PrivateKey.generate()
+    raw = key.private_bytes(
+        serialization.Encoding.Raw, serialization.PrivateFormat.Raw, serialization.NoEncryption()
+    )
+    return _openssh(key, raw, comment)
+
+
+def device_connection_string(host: str, device_id: str, key: str) -> str:
+    """Return a device's connection string."""
+    return f"HostName={host};DeviceId={device_id};SharedAccessKey={key}"
+
+
+def user_data(environment: spec.Environment, vm: spec.Vm) -> str:
+    """Return the cloud-config: the name, and that host keys come from the secret disk."""
+    document = {
+        "hostname": host_name(environment, vm),
+        "preserve_hostname": False,
+        "manage_etc_hosts": False,
+        "ssh_deletekeys": False,
+        "ssh_genkeytypes": [],
+        "growpart": {"mode": "auto", "devices": ["/"]},
+    }
+    return "#cloud-config\n" + yaml.safe_dump(document, sort_keys=True)
+
+
+def network_data(environment: spec.Environment, vm: spec.Vm) -> str:
+    """Return the network config: DHCP on the one interface, found by its MAC.
+
+    Netplan takes no globs, and networkd matches a name that may differ, so only the MAC is safe.
+    """
+    document = {
+        "version": 2,
+        "ethernets": {
+            "eth0": {
+                "match": {"macaddress": mac_address(environment, vm)},
+                "set-name": "eth0",
+                "dhcp4": True,
+            }
+        },
+    }
+    return yaml.safe_dump(document, sort_keys=True)
+
+
+def config_toml(environment: spec.Environment, vm: spec.Vm, connection_string: str) -> str:
+    """Return /etc/aziot/config.toml (aziot-edge 1.5: super_config.rs) for manual provisioning."""
+    lines = [f"hostname = {_quoted(host_name(environment, vm))}"]
+    if environment.hub.ca_file:
+        lines.append(f"trust_bundle_cert = {_quoted(f'file://{TRUSTED_CA}')}")
+    lines += [
+        "",
+        "[provisioning]",
+        'source = "manual"',
+        f"connection_string = {_quoted(connection_string)}",
+        "",
+        "[agent]",
+        'name = "edgeAgent"',
+        'type = "docker"',
+        "",
+        "[agent.config]",
+        f"image = {_quoted(environment.edge.agent_image)}",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def hosts_lines(hosts: Mapping[str, str]) -> str:
+    """Return lines of hosts(5)."""
+    return "".join(f"{address} {name}\n" for name, address in sorted(hosts.items()))
+
+
+def secret_disk(
+    environment: spec.Environment,
+    vm: spec.Vm,
+    *,
+    connection_string: str,
+    keys: tuple[str, str],
+    authorized_keys: Iterable[str],
+    trusted_ca: str,
+) -> dict[str, str]:
+    """Return the files of the VM's secret disk.
+
+    Args:
+        connection_string: the device's own.
+        keys: private and public ssh host key.
+        authorized_keys: public keys of user `edge`.
+        trusted_ca: PEM of the authorities of hub and registry; empty if they are public ones.
+    """
+    files = {
+        "config.toml": config_toml(environment, vm, connection_string),
+        "ssh_host_ed25519_key": keys[0],
+        "ssh_host_ed25519_key.pub": keys[1] + "\n",
+        "authorized_keys": "".join(f"{key}\n" for key in authorized_keys),
+    }
+    if trusted_ca:
+        files["trusted-ca.pem"] = trusted_ca
+    if environment.registry.ca_file and environment.registry.pull:
+        files["registries"] = environment.registry.pull + "\n"
+    if environment.hosts:
+        files["hosts"] = hosts_lines(environment.hosts)
+    return files
+
+
+def _openssh(key: ed25519.Ed25519PrivateKey, raw: bytes, comment: str) -> tuple[str, str]:
+    """Return both halves in OpenSSH's form, the same bytes for the same key.
+
+    The library draws the private form's check number at random, which would make a derived key
+    look changed at every run, so the form (openssh PROTOCOL.key) is written here.
+    """
+    public = key.public_key().public_bytes(
+        serialization.Encoding.Raw, serialization.PublicFormat.Raw
+    )
+    kind = b"ssh-ed25519"
+    blob = _string(kind) + _string(public)
+    check = hashlib.sha256(b"check" + raw).digest()[:4]
+    inner = (
+        check + check + blob + _string(raw + public) + _string(comment.encode())
+    )  # fmt: skip
+    inner += bytes(range(1, 1 + -len(inner) % 8))
+    body = (
+        b"openssh-key-v1\0" + _string(b"none") + _string(b"none") + _string(b"")
+        + (1).to_bytes(4, "big") + _string(blob) + _string(inner)
+    )  # fmt: skip
+    text = base64.b64encode(body).decode()
+    lines = "".join(text[at : at + 70] + "\n" for at in range(0, len(text), 70))
+    begin, end = (f"-----{word} OPENSSH PRIVATE KEY-----\n" for word in ("BEGIN", "END"))
+    return begin + lines + end, f"ssh-ed25519 {base64.b64encode(blob).decode()} {comment}"
+
+
+def _string(data: bytes) -> bytes:
+    return len(data).to_bytes(4, "big") + data
+
+
+def _quoted(text: str) -> str:
+    """Return a TOML basic string; JSON's escapes are a part of TOML's."""
+    return json.dumps(text, ensure_ascii=False)

@@ -1,0 +1,111 @@
+"""The program: stack settings in, components and exports out. No decisions of its own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pulumi
+import pulumi_kubernetes
+
+from infra import access_keys, dynamic, manifests, publishing, stackconfig
+from infra.components.boot_image import BootImage
+from infra.components.edge_base import EdgeBase
+from infra.components.edge_vm import EdgeVm, EdgeVmArgs
+from infra.components.fleet import FleetReady
+from infra.components.manifest import PROVIDER_VERSION, Manifest
+from infra.components.virtual_node import VirtualNode
+from kvedge import errors
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from kvedge import spec
+
+__all__ = ["build", "main"]
+
+
+def main() -> None:
+    """Run in the engine; mistakes of the user end the run in one message."""
+    try:
+        build(stackconfig.load(), publishing.builder())
+    except errors.KvedgeError as cause:
+        raise pulumi.RunError(dynamic.plain(cause)) from cause
+
+
+def build(environment: spec.Environment, by: publishing.Builder) -> None:
+    """Register everything that the environment consists of."""
+    seed = access_keys.seed(environment)
+    authorized = access_keys.authorized(environment)
+    provider = pulumi_kubernetes.Provider(
+        "cluster",
+        kubeconfig=_path(environment.cluster.kubeconfig),
+        context=environment.cluster.context,
+        # Rotating tokens and moving addresses must replace nothing; only another cluster may.
+        cluster_identifier=environment.cluster.identifier or None,
+        enable_secret_mutable=True,
+        enable_config_map_mutable=True,
+        opts=pulumi.ResourceOptions(version=PROVIDER_VERSION),
+    )
+    options = pulumi.ResourceOptions(providers={"kubernetes": provider})
+    plain = pulumi.ResourceOptions(provider=provider)
+    images = {
+        wanted.kind + wanted.name: wanted for wanted in publishing.wanted_images(environment, by)
+    }
+    pushed = {key: BootImage(environment, wanted) for key, wanted in images.items()}
+    authority = _trusted(environment.registry.ca_file)
+    if authority and not environment.image.reference:
+        name = f"{environment.name}-registry-ca"
+        Manifest(name, manifests.registry_trust(environment, authority), plain)
+    disk = f"disk{environment.image.recipe}"
+    args = EdgeVmArgs(
+        image_key=images[disk].key if disk in images else environment.image.reference[-64:],
+        image=pushed[disk].reference if disk in pushed else environment.image.reference,
+        authorized_keys=authorized,
+        trusted_ca=_trusted(environment.hub.ca_file, environment.registry.ca_file),
+        seed=seed,
+    )
+    vms = {vm.name: EdgeVm(environment, vm, args, options) for vm in environment.fleet}
+    before: list[pulumi.Resource] = [one.machine for one in vms.values()]
+    if environment.platform:
+        before += _platform(environment, environment.platform, pushed, options)
+    content = {name: one.content for name, one in vms.items()}
+    FleetReady(environment, content, pulumi.ResourceOptions(depends_on=before))
+    pulumi.export("environment", environment.name)
+    pulumi.export("namespace", environment.cluster.namespace)
+    pulumi.export("image", args.image)
+    pulumi.export(
+        "vms",
+        {
+            vm.name: {"deviceId": environment.device_id(vm), "hostKey": vms[vm.name].host_key}
+            for vm in environment.fleet
+        },
+    )
+
+
+def _platform(
+    environment: spec.Environment, platform: spec.Platform, pushed: dict[str, BootImage],
+    options: pulumi.ResourceOptions,
+) -> list[pulumi.Resource]:  # fmt: skip
+    found: list[pulumi.Resource] = []
+    if platform.base_target:
+        found.append(EdgeBase("base", environment))
+    own = pushed.get("connectorkvedge")
+    node = VirtualNode(
+        environment,
+        image=own.reference if own else platform.connector.image,
+        connection_string=access_keys.service_connection_string(environment.hub),
+        authority=_trusted(environment.hub.ca_file),
+        opts=options,
+    )
+    return [*found, node.deployment]
+
+
+def _trusted(*files: Path | None) -> str:
+    """Return the PEM texts of the files, each once."""
+    texts = [file.read_text(encoding="utf-8").strip() for file in files if file]
+    return "".join(f"{text}\n" for text in dict.fromkeys(texts))
+
+
+def _path(file: Path | None) -> str | None:
+    """Return where the kubeconfig is: a path, so that no credential is kept in the state."""
+    return str(file.expanduser().absolute()) if file else None

@@ -1,0 +1,572 @@
+"""From raw stack settings and KVEDGE_* variables to a checked `spec.Environment`.
+
+Works without pulumi, for `validate` and `render`; `infra.stackconfig` feeds it from the engine.
+Every mistake is found in one go. A value comes from the flag, else the environment variable, else
+the stack's settings, else the default; `settle` decides that and tells which it was.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import yaml
+
+from kvedge import conditions, errors, names, spec
+from kvedge.fields import Fields
+from kvedge.redact import Secret
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+_Part = TypeVar("_Part")
+
+__all__ = [
+    "ENVIRONMENT",
+    "NAMESPACE",
+    "Settled",
+    "parse",
+    "parse_cluster",
+    "parse_hub",
+    "parse_registry",
+    "quantity",
+    "read_stack",
+    "settle",
+    "sources",
+]
+
+NAMESPACE = "kvedge"
+"""Prefix of our keys in a stack's settings: the project's name."""
+ENVIRONMENT: dict[str, str] = {
+    "site": "KVEDGE_SITE",
+    "cluster.kubeconfig": "KVEDGE_KUBECONFIG",
+    "cluster.context": "KVEDGE_CONTEXT",
+    "cluster.namespace": "KVEDGE_NAMESPACE",
+    "cluster.identifier": "KVEDGE_CLUSTER_ID",
+    "hub.connectionString": "KVEDGE_HUB_CONNECTION_STRING",
+    "hub.connectionStringFile": "KVEDGE_HUB_CONNECTION_STRING_FILE",
+    "hub.deviceHost": "KVEDGE_HUB_DEVICE_HOST",
+    "hub.caFile": "KVEDGE_HUB_CA_FILE",
+    "registry.push": "KVEDGE_REGISTRY_PUSH",
+    "registry.pull": "KVEDGE_REGISTRY_PULL",
+    "registry.caFile": "KVEDGE_REGISTRY_CA_FILE",
+    "hosts": "KVEDGE_HOSTS",
+}
+"""The variable that overrides each setting."""
+
+_DEFAULTS: dict[str, Any] = {"cluster.namespace": "default", "image.recipe": "debian-12-edge"}
+_SECRETS = ("hub.connectionString", "keySeed")
+_VM_NAME_LIMIT = 40
+_UNITS = {
+    "": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,
+    "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40,
+}  # fmt: skip
+_QUANTITY = re.compile(r"(\d+(?:\.\d+)?)(" + "|".join(_UNITS) + ")")
+_DIGEST = re.compile(r"[^\s@]+/[^\s@]+@sha256:[0-9a-f]{64}")
+_HOST_PORT = re.compile(r"([A-Za-z0-9.-]+)(?::(\d+))?")
+_PUBLIC_KEY = re.compile(r"(ssh-|ecdsa-|sk-)\S+ [A-Za-z0-9+/]+=*( .*)?")
+_TAG_BYTES = 8192
+_ENCRYPTED = "(encrypted in the stack's settings)"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Settled:
+    """Where a setting's value comes from."""
+
+    path: str
+    value: Any
+    """Secrets are `redact.Secret`."""
+    source: str
+    """`flag`, the variable's name, `settings` or `default`."""
+
+
+def settle(
+    path: str, *, flags: Mapping[str, Any], environ: Mapping[str, str], stack: Mapping[str, Any]
+) -> Settled:
+    """Return the value that wins for a setting: flag, variable, stack's settings, default."""
+    found, source = _stacked(stack, path), "settings"
+    if found is None:
+        found, source = _DEFAULTS.get(path), "default"
+    variable = ENVIRONMENT.get(path, "")
+    if environ.get(variable):
+        found, source = _from_variable(path, environ[variable]), variable
+    if flags.get(path) is not None:
+        found, source = flags[path], "flag"
+    if path in _SECRETS and isinstance(found, str):
+        found = Secret(found)
+    return Settled(path=path, value=found, source=source)
+
+
+def sources(
+    stack: Mapping[str, Any], *, environ: Mapping[str, str], flags: Mapping[str, Any] | None = None
+) -> list[Settled]:
+    """Return every setting that is given, or has a variable or a default, with its source."""
+    paths = {*ENVIRONMENT, *_DEFAULTS, *(flags or {}), *_leaves(stack, "")}
+    settled = [settle(p, flags=flags or {}, environ=environ, stack=stack) for p in sorted(paths)]
+    return [one for one in settled if one.value is not None]
+
+
+def read_stack(path: Path) -> dict[str, Any]:
+    """Read our settings from a stack file (`Pulumi.<stack>.yaml`), without the key prefix.
+
+    Raises:
+        SpecError: the file is missing or is no stack file.
+    """
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        config = document.get("config") or {}
+        items = dict(config).items()
+    except FileNotFoundError as cause:
+        problem = errors.Problem(
+            path=str(path), message="there is no such stack file",
+            hint="copy infra/stacks/Pulumi.site-example.yaml and fill it in",
+        )  # fmt: skip
+        raise errors.SpecError("cannot read the settings", [problem]) from cause
+    except (yaml.YAMLError, AttributeError, TypeError, ValueError) as cause:
+        line = str(cause).replace("\n", " ")[:160]
+        problem = errors.Problem(path=str(path), message=f"not a stack file: {line}")
+        raise errors.SpecError("cannot read the settings", [problem]) from cause
+    prefix = f"{NAMESPACE}:"
+    return {key.removeprefix(prefix): value for key, value in items if key.startswith(prefix)}
+
+
+def parse(
+    name: str,
+    stack: Mapping[str, Any],
+    *,
+    environ: Mapping[str, str],
+    flags: Mapping[str, Any] | None = None,
+) -> spec.Environment:
+    """Check the settings of the environment and return its model.
+
+    Args:
+        name: the stack's name, which names the environment.
+        stack: settings without prefix, such as `{"fleet": [{"name": "edge1"}]}`.
+        environ: variables of the process; those of `ENVIRONMENT` override settings.
+        flags: values of command-line flags by path, such as `{"cluster.context": "lille"}`.
+
+    Raises:
+        SpecError: with every mistake.
+    """
+    problems: list[errors.Problem] = []
+    merged = _merged(stack, environ, flags or {})
+    if wrong := _label(name):
+        problems.append(
+            errors.Problem(
+                path="stack",
+                message=f"{name!r} {wrong}",
+                hint="the stack's name is part of device ids and labels",
+            )
+        )
+    top = Fields(merged, "", problems)
+    platform = _platform(top)
+    image = _image(top)
+    needs_registry = not image.reference or (
+        platform is not None and (not platform.connector.image or bool(platform.module_images))
+    )
+    seed = _secret(top, "keySeed")
+    environment = spec.Environment(
+        name=name,
+        site=top.text("site", name, check=_label, hint="a DNS label"),
+        cluster=_cluster(top),
+        hub=_hub(top),
+        registry=_registry(top, needed=needs_registry),
+        image=image,
+        ssh=_ssh(top),
+        edge=_edge(top),
+        fleet=_fleet(top),
+        hosts=top.mapping("hosts", key=_host_name, value=_address),
+        platform=platform,
+        key_seed=Secret(seed) if seed else None,
+        labels=top.mapping("labels", value=_label_value),
+    )
+    top.done()
+    if problems:
+        raise errors.SpecError(
+            f"settings of environment {name!r}", sorted(problems), hint="nothing has been changed"
+        )
+    return environment
+
+
+def parse_hub(stack: Mapping[str, Any], *, environ: Mapping[str, str]) -> spec.Hub:
+    """Return the hub alone, for what runs apart from the program.
+
+    Raises:
+        SpecError: with every mistake in this section.
+    """
+    return _alone(_hub, stack, environ)
+
+
+def parse_cluster(stack: Mapping[str, Any], *, environ: Mapping[str, str]) -> spec.Cluster:
+    """Return the cluster alone; errors as `parse_hub`."""
+    return _alone(_cluster, stack, environ)
+
+
+def parse_registry(stack: Mapping[str, Any], *, environ: Mapping[str, str]) -> spec.Registry:
+    """Return the registry alone; errors as `parse_hub`."""
+    return _alone(lambda top: _registry(top, needed=True), stack, environ)
+
+
+def quantity(text: str) -> int:
+    """Return the bytes of a Kubernetes quantity such as `1.5Gi`.
+
+    Raises:
+        ValueError: it is none.
+    """
+    found = _QUANTITY.fullmatch(text)
+    if not found:
+        raise ValueError(text)
+    return int(float(found[1]) * _UNITS[found[2]])
+
+
+# Sections
+
+
+def _cluster(top: Fields) -> spec.Cluster:
+    part = top.section("cluster")
+    kubeconfig = part.text("kubeconfig", check=_file, hint="for a local site: kvedge site up")
+    cluster = spec.Cluster(
+        kubeconfig=Path(kubeconfig) if kubeconfig else None,
+        context=part.text("context") or None,
+        namespace=part.text("namespace", "default", check=_label),
+        identifier=part.text("identifier"),
+    )
+    part.done()
+    return cluster
+
+
+def _hub(top: Fields) -> spec.Hub:
+    part = top.section("hub")
+    text = _secret(part, "connectionString")
+    file = part.text("connectionStringFile", check=_file)
+    if file:
+        text = Path(file).read_text(encoding="utf-8").strip()
+    host = ""
+    if not text and not part.has("connectionStringFile") and not part.has("connectionString"):
+        part.problem(
+            "", "no hub is named",
+            "for a local site: kvedge site up, then source its env file; else: "
+            "pulumi config set --secret --path kvedge:hub.connectionString '…'",
+        )  # fmt: skip
+    elif text and text != _ENCRYPTED:
+        members = dict(item.split("=", 1) for item in text.split(";") if "=" in item)
+        lacks = [
+            k for k in ("HostName", "SharedAccessKeyName", "SharedAccessKey") if not members.get(k)
+        ]
+        if lacks:
+            part.problem(
+                "connectionString", f"lacks {' and '.join(lacks)}",
+                "take the connection string of a service policy, not of a device",
+            )  # fmt: skip
+        host = members.get("HostName", "").partition(":")[0]
+    ca_file = part.text("caFile", check=_file)
+    hub = spec.Hub(
+        connection_string=Secret(text),
+        device_host=part.text("deviceHost", host, check=_host_name),
+        ca_file=Path(ca_file) if ca_file else None,
+    )
+    part.done()
+    return hub
+
+
+def _registry(top: Fields, *, needed: bool) -> spec.Registry:
+    part = top.section("registry")
+    push = part.text("push", check=_host_port, hint="HOST or HOST:PORT, without https://")
+    if needed and not push and not part.has("push"):
+        part.problem("push", "no registry is named", "images that are built here go through one")
+    ca_file = part.text("caFile", check=_file)
+    registry = spec.Registry(
+        push=push,
+        pull=part.text("pull", push, check=_host_port, hint="HOST or HOST:PORT, without https://"),
+        ca_file=Path(ca_file) if ca_file else None,
+    )
+    part.done()
+    return registry
+
+
+def _image(top: Fields) -> spec.Image:
+    part = top.section("image")
+    image = spec.Image(
+        recipe=part.text("recipe", "debian-12-edge", check=_label),
+        reference=part.text("reference", check=_reference, hint="REPOSITORY@sha256:DIGEST"),
+    )
+    part.done()
+    return image
+
+
+def _ssh(top: Fields) -> spec.Ssh:
+    part = top.section("ssh")
+    ssh = spec.Ssh(
+        authorized_keys=part.texts(
+            "authorizedKeys", check=_public_key, hint="a line of a .pub file"
+        ),
+        service_type=part.choice(
+            "serviceType", "LoadBalancer", ("LoadBalancer", "ClusterIP", "NodePort", "None")
+        ),
+        port=part.whole("port", 22, 1, 65535),
+        source_ranges=part.texts("sourceRanges", check=_network, hint="such as 10.0.0.0/8"),
+        service_annotations=part.mapping("annotations"),
+    )
+    part.done()
+    return ssh
+
+
+def _edge(top: Fields) -> spec.EdgeRuntime:
+    part = top.section("edge")
+    plain = spec.EdgeRuntime()
+    edge = spec.EdgeRuntime(
+        agent_image=part.text("agentImage", plain.agent_image, check=_image_name),
+        hub_image=part.text("hubImage", plain.hub_image, check=_image_name),
+    )
+    part.done()
+    return edge
+
+
+def _fleet(top: Fields) -> tuple[spec.Vm, ...]:
+    fleet: list[spec.Vm] = []
+    seen: dict[str, str] = {}
+    macs: dict[str, str] = {}
+    for part in top.sections("fleet"):
+        vm = _vm(part)
+        if not part.has("name"):
+            part.problem("name", "is missing", "each VM needs a name")
+        elif vm.name in seen:
+            part.problem("name", f"{vm.name!r} is taken by {seen[vm.name]}", "names are unique")
+        elif vm.name:
+            seen[vm.name] = part.path
+        if vm.mac and vm.mac in macs:
+            part.problem("mac", f"{vm.mac!r} is taken by {macs[vm.mac]}")
+        macs.setdefault(vm.mac, part.path)
+        fleet.append(vm)
+    return tuple(fleet)
+
+
+def _vm(part: Fields) -> spec.Vm:
+    plain = spec.Vm(name="")
+    mac = part.text("mac", check=_mac, hint="such as 02:00:00:12:34:56")
+    vm = spec.Vm(
+        name=part.text("name", check=_vm_name, hint="small letters, digits and '-'"),
+        vcpus=part.whole("vcpus", plain.vcpus, 1, 64),
+        memory=part.text("memory", plain.memory, check=_at_least("256Mi"), hint="such as 1Gi"),
+        os_disk=part.text("osDisk", plain.os_disk, check=_at_least("2Gi"), hint="such as 4Gi"),
+        data_disk=part.text(
+            "dataDisk", plain.data_disk, check=_at_least("64Mi"), hint="such as 4Gi"
+        ),
+        storage_class=part.text("storageClass", check=_dns_name),
+        mac=mac.lower(),
+        node_selector=part.mapping("nodeSelector", value=_label_value),
+        tags=_tags(part),
+    )
+    part.done()
+    return vm
+
+
+def _tags(part: Fields) -> dict[str, Any]:
+    tags = part.raw("tags")
+    if tags is None:
+        return {}
+    if not isinstance(tags, dict):
+        part.problem("tags", f"{tags!r} is not a mapping")
+        return {}
+    for key in tags:
+        if key == "kvedge":
+            part.problem("tags.kvedge", "is kept for kvedge itself", "choose another name")
+        elif not key or re.search(r"[.$#\s]", str(key)):
+            part.problem(
+                f"tags.{key}", "has a character that the hub refuses", "no '.', '$', '#' or blank"
+            )
+    if len(json.dumps(tags)) > _TAG_BYTES:
+        part.problem("tags", f"are longer than the hub's {_TAG_BYTES} bytes")
+    return tags
+
+
+def _platform(top: Fields) -> spec.Platform | None:
+    if not top.has("platform"):
+        top.raw("platform")
+        return None
+    part = top.section("platform")
+    inner = part.section("connector")
+    plain = spec.Connector()
+    connector = spec.Connector(
+        node_name=inner.text("nodeName", plain.node_name, check=_label),
+        replicas=inner.whole("replicas", plain.replicas, 1, 10),
+        image=inner.text("image", check=_image_name),
+    )
+    inner.done()
+    platform = spec.Platform(
+        connector=connector,
+        base_target=part.text(
+            "baseTarget", spec.Platform().base_target,
+            check=lambda text: conditions.mistake_in(text) if text else "",
+            hint="a target condition such as tags.site='lille'",
+        ),
+        module_images=part.texts("moduleImages", check=_label),
+    )  # fmt: skip
+    part.done()
+    return platform
+
+
+def _secret(part: Fields, field: str) -> str:
+    value = part.raw(field)
+    if isinstance(value, dict) and set(value) == {"secure"}:
+        return _ENCRYPTED
+    return part.text(field)
+
+
+# Checks: each returns what is wrong, or an empty text
+
+
+def _label(text: str) -> str:
+    return (
+        "" if names.DNS_LABEL.fullmatch(text) else "is not a DNS label (a-z, 0-9, '-', at most 63)"
+    )
+
+
+def _vm_name(text: str) -> str:
+    if len(text) > _VM_NAME_LIMIT:
+        return f"is longer than {_VM_NAME_LIMIT} characters"
+    return _label(text)
+
+
+def _dns_name(text: str) -> str:
+    fits = len(text) <= 253 and all(names.DNS_LABEL.fullmatch(part) for part in text.split("."))
+    return "" if fits else "is not a DNS name"
+
+
+def _label_value(text: str) -> str:
+    fits = re.fullmatch(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?", text)
+    return "" if fits else "is not a label value (at most 63 of letters, digits, '-', '_', '.')"
+
+
+def _host_name(text: str) -> str:
+    return _dns_name(text.lower())
+
+
+def _host_port(text: str) -> str:
+    found = _HOST_PORT.fullmatch(text)
+    if not found:
+        return "is not HOST or HOST:PORT"
+    if found[2] and not 1 <= int(found[2]) <= 65535:
+        return f"has port {found[2]}, which is not from 1 to 65535"
+    return ""
+
+
+def _address(text: str) -> str:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return "is not an IP address"
+    return ""
+
+
+def _network(text: str) -> str:
+    try:
+        ipaddress.ip_network(text)
+    except ValueError as cause:
+        return "has host bits set" if "host bits" in str(cause) else "is not a network"
+    return ""
+
+
+def _mac(text: str) -> str:
+    if not re.fullmatch(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}", text):
+        return "is not a MAC address"
+    return "is a multicast address" if int(text[:2], 16) & 1 else ""
+
+
+def _at_least(least: str) -> Any:
+    def check(text: str) -> str:
+        try:
+            return "" if quantity(text) >= quantity(least) else f"is less than {least}"
+        except ValueError:
+            return "is not a size"
+
+    return check
+
+
+def _reference(text: str) -> str:
+    return "" if _DIGEST.fullmatch(text) else "is not an image by digest"
+
+
+def _image_name(text: str) -> str:
+    return "" if re.fullmatch(r"[a-z0-9][\w.:/@-]*", text) else "is not an image name"
+
+
+def _public_key(text: str) -> str:
+    return "" if _PUBLIC_KEY.fullmatch(text) else "is not an OpenSSH public key"
+
+
+def _file(text: str) -> str:
+    return "" if Path(text).expanduser().is_file() else "is not a file"
+
+
+# Raw values
+
+
+def _alone(
+    read: Callable[[Fields], _Part], stack: Mapping[str, Any], environ: Mapping[str, str]
+) -> _Part:
+    problems: list[errors.Problem] = []
+    part = read(Fields(_merged(stack, environ, {}), "", problems))
+    if problems:
+        raise errors.SpecError("stack settings", sorted(problems))
+    return part
+
+
+def _merged(
+    stack: Mapping[str, Any], environ: Mapping[str, str], flags: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the settings with the winning flags, variables and defaults put in."""
+    merged: dict[str, Any] = json.loads(json.dumps(dict(stack), default=str))
+    for path in {*ENVIRONMENT, *_DEFAULTS, *flags}:
+        won = settle(path, flags=flags, environ=environ, stack=stack)
+        if won.source != "settings" and won.value is not None:
+            value = won.value.reveal() if isinstance(won.value, Secret) else won.value
+            _put(merged, path, str(value) if isinstance(value, Path) else value)
+    if environ.get(ENVIRONMENT["hub.connectionString"]) and isinstance(merged.get("hub"), dict):
+        merged["hub"].pop("connectionStringFile", None)
+    return merged
+
+
+def _stacked(stack: Mapping[str, Any], path: str) -> Any:
+    found: Any = stack
+    for part in path.split("."):
+        if not isinstance(found, dict) or part not in found:
+            return None
+        found = found[part]
+    return found
+
+
+def _leaves(value: Mapping[str, Any], path: str) -> list[str]:
+    found: list[str] = []
+    for key, inner in value.items():
+        place = f"{path}.{key}" if path else str(key)
+        if isinstance(inner, dict) and set(inner) != {"secure"} and inner and place != "hosts":
+            found += _leaves(inner, place)
+        else:
+            found.append(place)
+    return found
+
+
+def _put(target: dict[str, Any], path: str, value: Any) -> None:
+    *above, last = path.split(".")
+    for part in above:
+        inner = target.get(part)
+        if inner is None:
+            inner = target[part] = {}
+        if not isinstance(inner, dict):
+            return  # the section itself is wrong and will be told so
+        target = inner
+    target[last] = value
+
+
+def _from_variable(path: str, text: str) -> Any:
+    if path != "hosts":
+        return text
+    # A malformed pair keeps an empty address, which is then refused with its path.
+    return {
+        k.strip(): v.strip() for k, _, v in (pair.partition("=") for pair in text.split(",")) if k
+    }
