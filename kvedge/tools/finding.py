@@ -77,13 +77,22 @@ def search_path() -> str:
     return os.pathsep.join([os.environ.get("PATH", os.defpath), *_MORE_FOLDERS])
 
 
-def find(tool: Tool, family: Family, versions: Versions) -> Path | None:
-    """Return the tool on PATH or among Pulumi's plugins, if its version fits."""
-    if tool.plugin:
-        home = Path(os.environ.get("PULUMI_HOME") or "~/.pulumi").expanduser()
-        installed = home / "plugins" / tool.plugin / tool.name
-        # Our own link into a cache that has been emptied is no plugin.
-        return installed if installed.is_file() and not installed.is_symlink() else None
+def find(tool: Tool, family: Family, versions: Versions, *, cache: Path) -> Path | None:
+    """Return the tool on PATH or among Pulumi's plugins, if its version fits.
+
+    A link into the cache is no find: it was made by us, perhaps from sources that have changed.
+    """
+    found = _plugin(tool) if tool.plugin else _on_path(tool, family, versions)
+    return None if found is None or found.resolve().is_relative_to(cache.resolve()) else found
+
+
+def _plugin(tool: Tool) -> Path | None:
+    home = Path(os.environ.get("PULUMI_HOME") or "~/.pulumi").expanduser()
+    installed = home / "plugins" / tool.plugin / tool.name
+    return installed if installed.is_file() else None
+
+
+def _on_path(tool: Tool, family: Family, versions: Versions) -> Path | None:
     if tool.asked is None:
         return None
     seen = shutil.which(tool.name, path=search_path())

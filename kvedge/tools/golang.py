@@ -53,16 +53,17 @@ def opened(*, cache: Path, sources: Path, versions: Versions, progress: Progress
     """
     program = _on_path(versions) or _installed(cache, sources, progress)
     runs = cache / "go"
-    runs.mkdir(parents=True, exist_ok=True)
-    _sweep(runs)
-    run = Path(tempfile.mkdtemp(prefix="run-", dir=runs))
-    try:
-        with (run / "lock").open("w") as alive:
+    with contextlib.ExitStack() as stack:
+        # A run has no lock for a moment; nobody may sweep just then.
+        with layout.locked(cache / "tools" / "runs.lock"):
+            runs.mkdir(parents=True, exist_ok=True)
+            _sweep(runs)
+            run = Path(tempfile.mkdtemp(prefix="run-", dir=runs))
+            stack.callback(shutil.rmtree, run, ignore_errors=True)
+            alive = stack.enter_context((run / "lock").open("w"))
             fcntl.flock(alive, fcntl.LOCK_EX)
-            (run / "tmp").mkdir()
-            yield Go(program=program, env=_environment(run), scratch=run)
-    finally:
-        shutil.rmtree(run, ignore_errors=True)
+        (run / "tmp").mkdir()
+        yield Go(program=program, env=_environment(run), scratch=run)
 
 
 def keeps_caches() -> bool:
@@ -84,6 +85,8 @@ def _environment(run: Path) -> dict[str, str]:
     if kept == "default":
         return env
     home = Path(kept).expanduser().absolute() if kept else run
+    # Go writes modules read-only, and only root can remove what is in a read-only folder.
+    env["GOFLAGS"] = "-modcacherw"
     return {**env, "GOMODCACHE": str(home / "mod"), "GOCACHE": str(home / "build")}
 
 

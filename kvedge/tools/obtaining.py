@@ -194,7 +194,7 @@ class Toolbox:
         )
 
     def _look(self, family: Family, tool: Tool) -> tuple[Source, Path | None]:
-        found = finding.find(tool, family, self._versions)
+        found = finding.find(tool, family, self._versions, cache=self._cache)
         if found is not None:
             return "path", found
         cached = self._folder(family) / tool.file
@@ -221,6 +221,9 @@ def link(paths: dict[str, Path], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, path in paths.items():
         target = folder / name
+        # With this folder on PATH, a program may be found by the very link that is to be made.
+        if path.parent.resolve() == folder.resolve():
+            continue
         if target.is_symlink() and target.readlink() == path:
             continue
         partial = folder / f".{name}.{os.getpid()}"

@@ -18,7 +18,7 @@ def versions(tmp_path):
 
 def _look(tool, family, versions, folder, monkeypatch):
     monkeypatch.setenv("PATH", str(folder))
-    return finding.find(tool, family, versions)
+    return finding.find(tool, family, versions, cache=folder.parent / "cache")
 
 
 @pytest.mark.parametrize(
@@ -74,13 +74,15 @@ def test_a_set_has_to_lie_side_by_side(family, versions, program, monkeypatch):
 
 def test_an_installed_plugin_wins(family, versions, monkeypatch, tmp_path):
     """A provider in Pulumi's own folder is used; our link to a cache is not mistaken for one."""
+    cache = tmp_path / "cache"
+    cache.mkdir()
     tool = dataclasses.replace(family.tools[0], plugin="resource-hello-v1.2.3")
     folder = tmp_path / "plugins" / "resource-hello-v1.2.3"
     folder.mkdir(parents=True)
     monkeypatch.setenv("PULUMI_HOME", str(tmp_path))
-    (tmp_path / "elsewhere").touch()
-    (folder / "hello").symlink_to(tmp_path / "elsewhere")
-    assert finding.find(tool, family, versions) is None
+    (cache / "hello").touch()
+    (folder / "hello").symlink_to(cache / "hello")
+    assert finding.find(tool, family, versions, cache=cache) is None
     (folder / "hello").unlink()
     (folder / "hello").touch()
-    assert finding.find(tool, family, versions) == folder / "hello"
+    assert finding.find(tool, family, versions, cache=cache) == folder / "hello"

@@ -108,3 +108,15 @@ def test_links_follow_what_is_found(tmp_path):
         obtaining.link({"hello": tmp_path / target}, folder)
         assert (folder / "hello").readlink() == tmp_path / target
     assert [file.name for file in folder.iterdir()] == ["hello"]
+
+
+def test_a_bin_folder_on_path_does_not_link_to_itself(toolbox, program, go, monkeypatch, tmp_path):
+    """Links stay right when the folder that holds them comes first on PATH."""
+    own = program("hello", "hello v1.2.7", folder="mine")
+    linked = tmp_path / "bin"
+    monkeypatch.setenv("PATH", f"{linked}:{own.parent}:{go}:/usr/bin:/bin")
+    for _ in range(3):
+        obtaining.link(toolbox().ensure(["hello", "goodbye"]), linked)
+    assert (linked / "hello").readlink() == own
+    assert (linked / "goodbye").resolve().is_relative_to(tmp_path / "cache")
+    assert [row.source for row in toolbox().status()] == ["path", "cache"]
