@@ -14,14 +14,16 @@ import copy
 import hashlib
 import json
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import orjson
 
 from kvedge import errors, names
 from kvedge.site import parts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from pathlib import Path
 
     from kvedge.kube import Client
     from kvedge.site.state import Folder
@@ -70,6 +72,7 @@ class Bootstrap:
         self._path = manifests
         self._client = client
         self._manifests: dict[str, Any] = {}
+        self._digest = ""
         self._limit = asyncio.Semaphore(_AT_ONCE)
         self.cluster_id = ""
         """UID of the namespace kube-system, known after `definitions`."""
@@ -82,7 +85,7 @@ class Bootstrap:
             SiteError: the manifests cannot be read.
         """
         if not self._manifests:
-            self._manifests = _read_manifests(self._path)
+            self._manifests, self._digest = self._read()
         await {
             "definitions": self._definitions,
             "defaults": self._defaults,
@@ -93,6 +96,8 @@ class Bootstrap:
         """Everything that virt-api, virt-controller and the VM host must find when they start."""
         system = await self._client.get("/api/v1/namespaces/kube-system")
         self.cluster_id = system["metadata"]["uid"]
+        if await self._has_been_done("definitions"):
+            return
         manifests = self._manifests
         namespace = _object("v1", "Namespace", _NAMESPACE)
         namespace["metadata"]["labels"] = {"kubevirt.io": ""}
@@ -111,38 +116,34 @@ class Bootstrap:
             for item in rights
             if item["metadata"].get("namespace", _NAMESPACE) == _NAMESPACE
         ]
-        links = [*self._trust(), _virt_api_service(), *self._api_services()]
-        custom = _kubevirt()
-        if await self._has_been_done("definitions", [crds, rights, links, custom]):
-            return
         await self._apply([namespace])
-        await self._apply([*crds, *rights, *links])
+        await self._apply([*crds, *rights, *self._trust(), _virt_api_service()])
         await self._until_established()
-        await self._until_served(custom)
-        await self._mark("definitions", [crds, rights, links, custom])
+        await self._until_served(_kubevirt())
+        await self._mark("definitions")
 
     async def _defaults(self) -> None:
         """Instance types and preferences, and the status that tools look for."""
-        types = [
-            _bare(item)
-            for item in (*self._manifests["instancetypes"], *self._manifests["preferences"])
-        ]
-        if await self._has_been_done("defaults", types):
+        if await self._has_been_done("defaults"):
             return
-        await self._apply(types)
+        types = (*self._manifests["instancetypes"], *self._manifests["preferences"])
+        await self._apply([_bare(item) for item in types])
         await self._client.patch(
             f"/apis/kubevirt.io/v1/namespaces/{_NAMESPACE}/kubevirts/kubevirt/status",
             {"status": _kubevirt_status()},
         )
-        await self._mark("defaults", types)
+        await self._mark("defaults")
 
     async def _admission(self) -> None:
         """KubeVirt's webhooks, and the wait until its aggregated API is served."""
-        hooks = self._webhooks()
-        if not await self._has_been_done("admission", hooks):
-            await self._apply(hooks)
-            await self._mark("admission", hooks)
-        for service in self._api_services():
+        # The API server looks at an unavailable service again after 5 to 30 s, but at once after a
+        # change of it: hence the annotation, and hence no APIService before virt-api answers.
+        services = self._api_services()
+        await self._apply(services)
+        if not await self._has_been_done("admission"):
+            await self._apply(self._webhooks())
+            await self._mark("admission")
+        for service in services:
             path = f"/{_COLLECTIONS['APIService']}/{service['metadata']['name']}"
             # Two short-lived waits at start; a watch would cost more than it saves.
             while not _is_true(await self._client.get(path), "Available"):  # noqa: ASYNC110
@@ -187,16 +188,31 @@ class Bootstrap:
             else:
                 return
 
-    async def _has_been_done(self, step: str, objects: object) -> bool:
+    def _read(self) -> tuple[dict[str, Any], str]:
+        """Return KubeVirt's objects, and a digest of all that decides what the steps apply."""
+        try:
+            content = self._path.read_bytes()
+            manifests = orjson.loads(content)
+        except (OSError, ValueError) as cause:
+            raise errors.SiteError(
+                f"cannot read KubeVirt's manifests {str(self._path)!r}: {cause}",
+                hint="kvedge tools build kubevirt-manifests",
+            ) from cause
+        digest = hashlib.sha256(content)
+        for part in (Path(__file__).read_bytes(), self._authority().encode()):
+            digest.update(part)
+        return manifests, digest.hexdigest()
+
+    async def _has_been_done(self, step: str) -> bool:
         try:
             marker = await self._client.get(_MARKER)
         except errors.NotFound:
             return False
-        return marker.get("data", {}).get(step) == _digest(objects)
+        return marker.get("data", {}).get(step) == self._digest
 
-    async def _mark(self, step: str, objects: object) -> None:
+    async def _mark(self, step: str) -> None:
         marker = _object("v1", "ConfigMap", "kvedge-site", _NAMESPACE)
-        marker["data"] = {step: _digest(objects)}
+        marker["data"] = {step: self._digest}
         await self._client.patch(
             _MARKER, marker, "apply", fieldManager=f"{names.FIELD_MANAGER}-{step}", force=True
         )
@@ -224,6 +240,7 @@ class Bootstrap:
         services = []
         for found in self._manifests["apiServices"]:
             item = _bare(found)
+            item["metadata"]["annotations"] = {f"{names.ANNOTATION}/checked": str(time.time())}
             item["spec"]["service"]["port"] = parts.VIRT_API_PORT
             item["spec"]["caBundle"] = self._bundle()
             services.append(item)
@@ -357,16 +374,6 @@ def _kubevirt_status() -> dict[str, Any]:
     }
 
 
-def _read_manifests(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError) as cause:
-        raise errors.SiteError(
-            f"cannot read KubeVirt's manifests {str(path)!r}: {cause}",
-            hint="kvedge tools build kubevirt-manifests",
-        ) from cause
-
-
 def _object(api_version: str, kind: str, name: str, namespace: str = "") -> dict[str, Any]:
     metadata: dict[str, Any] = {"name": name}
     if namespace:
@@ -385,7 +392,3 @@ def _bare(item: dict[str, Any]) -> dict[str, Any]:
 def _is_true(item: dict[str, Any], condition: str) -> bool:
     found = item.get("status", {}).get("conditions") or ()
     return any(entry["type"] == condition and entry["status"] == "True" for entry in found)
-
-
-def _digest(objects: object) -> str:
-    return hashlib.sha256(json.dumps(objects, sort_keys=True).encode()).hexdigest()

@@ -30,7 +30,7 @@ from kvedge.progress import silent
 from kvedge.site import kubeconfigs, namespace, parts, pki, processtable, publishing, state
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from kvedge.progress import Progress
 
@@ -39,6 +39,7 @@ __all__ = ["PartStatus", "SiteStatus", "down", "log_files", "status", "up"]
 _POLL_SECONDS = 0.05
 _UP_SECONDS = 180.0
 _STOP_SECONDS = 90.0
+_ANSWER_SECONDS = 15.0
 _FREE_MIB = 300
 _FAILURES = 4
 """Starts of one part without ever being ready, after which `up` gives up waiting for it."""
@@ -387,13 +388,11 @@ def _ensure_publisher(folder: state.Folder, env: dict[str, str]) -> None:
     child = processes.popen(
         _publisher_argv(folder), env=env, clean_env=True, log=folder.log("publisher")
     )
-    deadline = time.monotonic() + 10
-    while not publishing.is_alive(folder.publisher_socket):
-        if child.poll() is not None or time.monotonic() > deadline:
-            raise errors.SiteError(
-                "the site's publisher does not start", hint=f"see {folder.log('publisher')}"
-            )
-        time.sleep(_POLL_SECONDS)
+    _until(
+        lambda: child.poll() is not None or publishing.is_alive(folder.publisher_socket),
+        "the site's publisher does not start",
+        folder.log("publisher"),
+    )
 
 
 def _read_status(folder: state.Folder) -> dict[str, Any]:
@@ -421,7 +420,14 @@ def _ensure_supervisor(
 ) -> None:
     alive = _supervisor(folder)
     if alive and _read_status(folder).get("plan") == plan.digest:
+        token = secrets.token_hex(8)
+        state.write_atomically(folder.asked_file, token)
         os.kill(alive[0], signal.SIGHUP)
+        _until(
+            lambda: _read_status(folder).get("asked") == token or _supervisor(folder) is None,
+            "the site's supervisor does not answer",
+            folder.log("supervisor"),
+        )
         return
     # One with an older plan, or one that was started a moment before `up` was interrupted.
     for pid, start in processtable.same_command(_supervisor_argv(folder)):
@@ -432,12 +438,18 @@ def _ensure_supervisor(
         clean_env=True,
         log=folder.log("supervisor"),
     )
-    deadline = time.monotonic() + 15
-    while _read_status(folder).get("plan") != plan.digest or _supervisor(folder) is None:
+    _until(
+        lambda: _read_status(folder).get("plan") == plan.digest and bool(_supervisor(folder)),
+        "the site's supervisor does not start",
+        folder.log("supervisor"),
+    )
+
+
+def _until(fact: Callable[[], bool], complaint: str, log: Path) -> None:
+    deadline = time.monotonic() + _ANSWER_SECONDS
+    while not fact():
         if time.monotonic() > deadline:
-            raise errors.SiteError(
-                "the site's supervisor does not start", hint=f"see {folder.log('supervisor')}"
-            )
+            raise errors.SiteError(complaint, hint=f"see {log}")
         time.sleep(_POLL_SECONDS)
 
 

@@ -77,6 +77,7 @@ class Supervisor:
         self._seen = {item.name: _Seen() for item in (*plan.parts, *plan.steps)}
         self._stop = asyncio.Event()
         self._state = "starting"
+        self._asked = ""
         self._records = self._read_records()
         self._bootstrap: Bootstrap | None = None
 
@@ -155,17 +156,14 @@ class Supervisor:
             while not ended.is_set():
                 seen.poke.clear()
                 problem = await checker.problem(part.check, running.pid)
-                if not problem:
-                    seen.ready_after = time.monotonic() - begun
+                if not problem and not ended.is_set():
+                    seen.ready_after = seen.ready_after or time.monotonic() - begun
                     seen.error = ""
                     seen.ready.set()
                     self._tell()
                     await _first_of(ended, seen.poke)
-                    continue
-                if seen.ready.is_set():
-                    seen.ready.clear()
                     begun = time.monotonic()
-                    self._tell()
+                    continue
                 if time.monotonic() - begun > part.start_seconds:
                     seen.error = f"not ready after {part.start_seconds:.0f} s: {problem}"
                     return
@@ -177,13 +175,14 @@ class Supervisor:
             loop.remove_reader(running.handle)
 
     async def _do(self, step: Step) -> None:
-        """Do a bootstrap step until it succeeds once."""
+        """Do a bootstrap step until it succeeds, and again when somebody asks."""
         seen = self._seen[step.name]
         back_off = _FIRST_BACK_OFF
         assert self._bootstrap is not None
         while True:
             await self._wait_for(step.needs)
             begun = time.monotonic()
+            seen.poke.clear()
             try:
                 await self._bootstrap.run(step.name)
             except* errors.KvedgeError as group:
@@ -195,7 +194,9 @@ class Supervisor:
                 seen.error = ""
                 seen.ready.set()
                 self._tell()
-                return
+                await seen.poke.wait()
+                back_off = _FIRST_BACK_OFF
+                continue
             await asyncio.sleep(back_off)
             back_off = min(back_off * 2, _LONGEST_BACK_OFF)
 
@@ -286,8 +287,13 @@ class Supervisor:
         self._tell()
 
     def _poke(self) -> None:
+        """Check everything anew; `up` knows by its token when what it reads is newer than its ask."""
+        with contextlib.suppress(OSError):
+            self._asked = self._folder.asked_file.read_text(encoding="ascii")
         for seen in self._seen.values():
+            seen.ready.clear()
             seen.poke.set()
+        self._tell()
 
     def _tell(self) -> None:
         ready = all(seen.ready.is_set() for seen in self._seen.values())
@@ -298,6 +304,7 @@ class Supervisor:
             "supervisor": {"pid": own, "start": processes.start_time(own)},
             "plan": self._plan.digest,
             "state": self._state,
+            "asked": self._asked,
             "seconds": round(time.monotonic() - self._began, 2),
             "cluster_id": self._bootstrap.cluster_id if self._bootstrap else "",
             "parts": {part.name: _told(self._seen[part.name]) for part in self._plan.parts},
