@@ -9,8 +9,6 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
-
 from kvedge import errors, processes
 from kvedge.tools.catalogue import GoFile, GoMain, Manifests, Tool
 
@@ -90,6 +88,8 @@ class Builder:
         return Path(done.stdout.strip())
 
     def _print(self, recipe: Manifests, target: Path, out: Path) -> None:
+        import yaml
+
         self._compile(recipe.kubevirt, out / "kubevirt", "KubeVirt's manifests")
         self._compile(recipe.cdi, out / "cdi", "CDI's manifests")
         what = "print the objects of KubeVirt and CDI"
