@@ -1,0 +1,135 @@
+"""`kvedge hub`: run the IoT Hub emulator, look into a hub, simulate devices."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+__all__ = ["hub"]
+
+_FILE = click.Path(path_type=Path, dir_okay=False, exists=True)
+
+
+@click.group()
+def hub() -> None:
+    """Run the IoT Hub emulator and look into a hub."""
+
+
+def _place(_context: click.Context, _option: click.Parameter, text: str) -> tuple[str, int]:
+    address, colon, port = text.rpartition(":")
+    if not colon or not port.isdigit() or int(port) > 65535:
+        raise click.BadParameter("must be ADDRESS:PORT, such as 127.0.0.1:8883")
+    return address.strip("[]") or "127.0.0.1", int(port)
+
+
+@hub.command()
+@click.option(
+    "--dir",
+    "directory",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of the store, the keys and the connection strings.",
+)
+@click.option("--ephemeral", is_flag=True, help="Keep nothing; the folder holds only keys.")
+@click.option(
+    "--https",
+    default="127.0.0.1:0",
+    show_default=True,
+    callback=_place,
+    help="Where services connect; port 0 takes a free one.",
+)
+@click.option(
+    "--mqtt",
+    default="127.0.0.1:0",
+    show_default=True,
+    callback=_place,
+    help="Where devices connect (MQTT 3.1.1 over TLS).",
+)
+@click.option("--cert", type=_FILE, help="Server certificate (PEM); one is made without it.")
+@click.option("--key", type=_FILE, help="Its key.")
+@click.option("--host", default="hub.kvedge.test", show_default=True, help="The hub's own name.")
+@click.option(
+    "--alias",
+    "aliases",
+    multiple=True,
+    metavar="HOST[:PORT]",
+    help="One more name that clients use; the first goes into service.connection.",
+)
+@click.option(
+    "--evaluation-seconds",
+    type=click.FloatRange(min=0),
+    default=0.2,
+    show_default=True,
+    help="Deployments are evaluated at most so often; the real service takes 300.",
+)
+@click.option("--verbose", is_flag=True, help="Tell of each connection.")
+def emulate(
+    directory: Path | None,
+    ephemeral: bool,
+    https: tuple[str, int],
+    mqtt: tuple[str, int],
+    cert: Path | None,
+    key: Path | None,
+    host: str,
+    aliases: tuple[str, ...],
+    evaluation_seconds: float,
+    verbose: bool,
+) -> None:
+    """Run an IoT Hub on this machine until it is interrupted."""
+    import asyncio
+
+    from kvedge.emulator import running
+
+    if (cert is None) != (key is None):
+        raise click.UsageError("--cert and --key belong together")
+    if directory is None and not ephemeral:
+        raise click.UsageError("give --dir to keep the hub's state, or --ephemeral")
+    asyncio.run(
+        running.run(
+            directory=directory,
+            ephemeral=ephemeral,
+            https=https,
+            mqtt=mqtt,
+            certificate=(cert, key) if cert and key else None,
+            host=host,
+            aliases=aliases,
+            evaluation_seconds=evaluation_seconds,
+            verbose=verbose,
+            ready=lambda line: click.echo(line),
+        )
+    )
+
+
+@hub.command("monitor-events")
+@click.option(
+    "--connection-file",
+    type=_FILE,
+    envvar="KVEDGE_HUB_CONNECTION_STRING_FILE",
+    required=True,
+    help="File with the service connection string.",
+)
+@click.option("--ca", type=_FILE, envvar="KVEDGE_HUB_CA_FILE", help="The hub's CA (PEM).")
+@click.option("--device", default="", help="Only this device.")
+@click.option("--from-start", is_flag=True, help="Begin with the oldest message that is kept.")
+@click.option("--count", type=int, default=0, help="End after so many messages.")
+def monitor_events(
+    connection_file: Path, ca: Path | None, device: str, from_start: bool, count: int
+) -> None:
+    """Print the messages that devices send, one JSON object a line."""
+    import asyncio
+
+    from kvedge.emulator import monitoring
+
+    async def follow() -> None:
+        seen = 0
+        connection = connection_file.read_text(encoding="utf-8")
+        async for event in monitoring.events(
+            connection, ca=ca, after=0 if from_start else -1, device_id=device
+        ):
+            click.echo(json.dumps(event))
+            seen += 1
+            if seen == count:
+                return
+
+    asyncio.run(follow())

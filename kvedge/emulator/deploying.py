@@ -1,0 +1,315 @@
+"""The deployment engine: which configurations hit a device, and what its modules get.
+
+A full deployment's `$edgeAgent` has the key `properties.desired`; a layer's has only keys below it.
+For each edge device the full deployment of highest priority is the base (the newest one on a tie)
+and the layers with a priority above the base's are laid on it in ascending order. When nothing
+full matches, the last manifest stays
+(https://learn.microsoft.com/azure/iot-edge/module-deployment-monitoring).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import dataclasses
+from typing import TYPE_CHECKING
+
+from kvedge.emulator import configurations, documents, patching, query, records, registry, times
+from kvedge.emulator.records import AGENT, Configuration, Json, Twin
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from kvedge.emulator.presence import Presence
+    from kvedge.emulator.querying import Queries
+    from kvedge.emulator.store import Store
+    from kvedge.emulator.twins import Twins
+
+__all__ = ["Engine", "is_layered", "manifest"]
+
+_DESIRED = "properties.desired"
+_BATCH = 50
+"""Devices between two looks at what else the hub has to do."""
+
+
+def is_layered(content: Json) -> bool:
+    """Tell a layer from a full deployment by its keys."""
+    return _DESIRED not in content["modulesContent"].get(AGENT, {})
+
+
+def manifest(base: Configuration | None, layers: Iterable[Configuration]) -> dict[str, Json]:
+    """Return module name to desired values, of a base and ascending layers."""
+    result: dict[str, Json] = {}
+    for item in ([base] if base else []) + list(layers):
+        layered = is_layered(item.content)
+        for module, section in item.content["modulesContent"].items():
+            # A whole `properties.desired` comes first: it clears what lower layers said.
+            for path in sorted(section):
+                value = copy.deepcopy(section[path])
+                names = path.split(".")[2:]
+                if layered and module == AGENT:
+                    value = _with_origin(names, value, item.id)
+                result[module] = _set(result.get(module, {}), names, value)
+            result.setdefault(module, {})
+    return result
+
+
+class Engine:
+    """Evaluates configurations whenever something changed, and not more often than told."""
+
+    def __init__(
+        self, store: Store, presence: Presence, twins: Twins, queries: Queries, *, seconds: float
+    ) -> None:
+        """Evaluate changes at most every `seconds`, a changed configuration within a second."""
+        self._store = store
+        self._presence = presence
+        self._twins = twins
+        self._queries = queries
+        self._seconds = seconds
+        self._dirty: set[str] = set()
+        self._all = True
+        self._soon = asyncio.Event()
+        self._awake = asyncio.Event()
+        self._awake.set()
+        self._targets: dict[str, tuple[str, Callable[[Json], bool]]] = {}
+        self._manifests: dict[tuple[str, ...], dict[str, Json]] = {}
+        self.evaluations = 0
+        """How often it ran; for those who wait for the next time."""
+
+    def device_changed(self, device_id: str) -> None:
+        """Look at a device at the next evaluation."""
+        self._dirty.add(device_id)
+        self._awake.set()
+
+    def configurations_changed(self) -> None:
+        """Look at all devices soon, as the service does after a configuration is made."""
+        self._all = True
+        self._soon.set()
+        self._awake.set()
+
+    async def run(self) -> None:
+        """Evaluate until cancelled."""
+        loop = asyncio.get_running_loop()
+        last = loop.time() - self._seconds
+        while True:
+            await self._awake.wait()
+            await self._pause(last + self._seconds - loop.time())
+            self._awake.clear()
+            self._soon.clear()
+            begun = loop.time()
+            await self.evaluate()
+            # Never spend more than a fifth of the time here, however many devices there are.
+            last = max(begun, loop.time() + 4 * (loop.time() - begun) - self._seconds)
+
+    async def _pause(self, seconds: float) -> None:
+        if seconds <= 0:
+            return
+        try:
+            async with asyncio.timeout(seconds):
+                await self._soon.wait()
+                await asyncio.sleep(min(seconds, 0.05))
+        except TimeoutError:
+            pass
+
+    async def evaluate(self) -> None:
+        """Evaluate what changed since the last time, then all metrics."""
+        everything, self._all = self._all, False
+        dirty, self._dirty = self._dirty, set()
+        candidates = [*self._store.identities] if everything else [*dirty]
+        conditions = self._conditions()
+        for count, device_id in enumerate(candidates, start=1):
+            identity = self._store.identities.get(device_id)
+            if identity is not None and identity.edge:
+                self._evaluate_device(identity, conditions)
+            if count % _BATCH == 0:
+                await asyncio.sleep(0)
+        self._measure()
+        self.evaluations += 1
+
+    def apply(self, device_id: str, content: Json) -> None:
+        """Write the content of one manifest to a device, belonging to no deployment."""
+        single = Configuration(
+            id="", content=content, created=times.stamp(), updated=times.stamp(), sequence=0
+        )
+        self._write(device_id, manifest(single, ()))
+
+    def _conditions(self) -> list[tuple[Configuration, Callable[[Json], bool]]]:
+        """Return edge deployments with their compiled conditions."""
+        found = []
+        for item in self._store.configurations.values():
+            if not configurations.is_edge(item) or not item.target_condition:
+                continue
+            known = self._targets.get(item.id)
+            if known is None or known[0] != item.target_condition:
+                condition = item.target_condition
+                holds: Callable[[Json], bool] = (
+                    (lambda _row: True)
+                    if condition.strip() == "*"
+                    else query.holds(query.parse_condition(condition))
+                )
+                known = self._targets[item.id] = (condition, holds)
+            found.append((item, known[1]))
+        return found
+
+    def _evaluate_device(
+        self,
+        identity: records.Identity,
+        conditions: list[tuple[Configuration, Callable[[Json], bool]]],
+    ) -> None:
+        device_id = identity.device_id
+        twin = self._store.twins[device_id]
+        row: Json = {
+            "deviceId": device_id,
+            "tags": twin.tags,
+            "properties": {"reported": twin.reported, "desired": twin.desired},
+        }
+        matching = [item for item, holds in conditions if holds(row)]
+        base, layers = _chosen(matching)
+        if base is not None:
+            self._write(device_id, self._manifest(base, layers))
+        effective = {item.id for item in (base, *layers) if item is not None and _tells_agent(item)}
+        statuses = {
+            item.id: {"status": "Applied" if item.id in effective else "Targeted"}
+            for item in matching
+        }
+        changed = [
+            dataclasses.replace(found, configurations=statuses)
+            for key in (device_id, records.key_of(device_id, AGENT))
+            if (found := self._store.twins[key]).configurations != statuses
+        ]
+        with self._store.transaction() as transaction:
+            for item in changed:
+                transaction.put(item)
+
+    def _manifest(self, base: Configuration, layers: list[Configuration]) -> dict[str, Json]:
+        # Content never changes under an id, but an id can come again: hence the time.
+        parts = tuple(f"{item.id} {item.created}" for item in (base, *layers))
+        found = self._manifests.get(parts)
+        if found is None:
+            if len(self._manifests) > 1000:
+                self._manifests.clear()
+            found = self._manifests[parts] = manifest(base, layers)
+        return found
+
+    def _write(self, device_id: str, wanted: dict[str, Json]) -> None:
+        """Make the device's modules have these desired values; touch only those that differ."""
+        stamp = times.stamp()
+        writes: list[tuple[Twin, Json]] = []
+        made: list[records.Identity] = []
+        for module, values in wanted.items():
+            key = records.key_of(device_id, module)
+            twin = self._store.twins.get(key)
+            if twin is None:
+                made.append(registry.new_module(device_id, module))
+                blank = patching.empty(stamp)
+                twin = Twin(
+                    device_id=device_id, module_id=module, desired=blank, reported=dict(blank)
+                )
+                writes.append((_desiring(twin, values, stamp) if values else twin, values))
+                continue
+            before = patching.values(twin.desired)
+            if before != values:
+                writes.append((_desiring(twin, values, stamp), patching.difference(before, values)))
+        if not writes:
+            return
+        with self._store.transaction() as transaction:
+            for identity in made:
+                transaction.put(identity)
+            for twin, _ in writes:
+                transaction.put(twin)
+        for twin, patch in writes:
+            self._twins.tell(twin, patch)
+
+    def _measure(self) -> None:
+        """Compute all metrics from what was evaluated."""
+        counts: dict[str, dict[str, int]] = {
+            name: dict.fromkeys(documents.queries(item), 0)
+            for name, item in self._store.configurations.items()
+            if configurations.is_edge(item)
+        }
+        for twin in self._store.twins.values():
+            if twin.module_id != AGENT or not twin.configurations:
+                continue
+            outcome = _outcome(twin)
+            for name, entry in twin.configurations.items():
+                if (count := counts.get(name)) is None:
+                    continue
+                count["targetedCount"] += 1
+                if entry["status"] == "Applied":
+                    count["appliedCount"] += 1
+                    if outcome:
+                        count[outcome] += 1
+        changed = []
+        for name, count in counts.items():
+            item = self._store.configurations[name]
+            custom = {
+                metric: self._queries.count(text) for metric, text in item.metric_queries.items()
+            }
+            if (count, custom) != (item.system_results, item.metric_results):
+                changed.append(
+                    dataclasses.replace(item, system_results=count, metric_results=custom)
+                )
+        with self._store.transaction() as transaction:
+            for item in changed:
+                transaction.put(item)
+
+
+def _chosen(matching: list[Configuration]) -> tuple[Configuration | None, list[Configuration]]:
+    """Return the base and the layers above it, ascending."""
+
+    def rank(item: Configuration) -> tuple[int, int]:
+        return item.priority, item.sequence
+
+    full = [item for item in matching if not is_layered(item.content)]
+    if not full:
+        return None, []
+    base = max(full, key=rank)
+    layers = [
+        item for item in matching if is_layered(item.content) and item.priority > base.priority
+    ]
+    return base, sorted(layers, key=rank)
+
+
+def _tells_agent(item: Configuration) -> bool:
+    """Tell whether the agent's twin is touched; else the service shows Targeted for ever."""
+    return bool(item.content["modulesContent"].get(AGENT))
+
+
+def _outcome(agent: Twin) -> str:
+    """Return the name of the metric that counts this agent, "" while it has not reported."""
+    if agent.reported.get("lastDesiredVersion") != agent.desired["$version"]:
+        return ""
+    status = agent.reported.get("lastDesiredStatus")
+    code = status.get("code") if isinstance(status, dict) else None
+    if not isinstance(code, int | float) or isinstance(code, bool):
+        return ""
+    return "reportedSuccessfulCount" if code == 200 else "reportedFailedCount"
+
+
+def _desiring(twin: Twin, values: Json, stamp: str) -> Twin:
+    return dataclasses.replace(
+        twin,
+        desired=patching.replaced(twin.desired, values, stamp, versioned=True),
+        writes=twin.writes + 1,
+        version=twin.version + 1,
+    )
+
+
+def _with_origin(names: list[str], value: Json, name: str) -> Json:
+    """Return a layer's module entry with the layer's id, as the service marks it."""
+    if len(names) == 2 and names[0] == "modules" and isinstance(value, dict):
+        return {**value, "configuration": {"id": name}}
+    return value
+
+
+def _set(document: Json, names: list[str], value: Json) -> Json:
+    """Return the document with a value at a path; what is there is replaced."""
+    if not names:
+        return value if isinstance(value, dict) else {}
+    inner = document.get(names[0])
+    return {
+        **document,
+        names[0]: _set(inner if isinstance(inner, dict) else {}, names[1:], value)
+        if names[1:]
+        else value,
+    }

@@ -1,0 +1,200 @@
+"""The hub as a whole: puts the parts together, starts and stops them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import os
+import ssl
+from typing import TYPE_CHECKING, Self
+
+from kvedge import errors, names
+from kvedge.emulator import access, messaging, mqtt, querying, registry, rest, twins
+from kvedge.emulator.configurations import Configurations
+from kvedge.emulator.deploying import Engine
+from kvedge.emulator.mqtt.sessions import Services
+from kvedge.emulator.presence import Presence
+from kvedge.emulator.rest.handlers import Handlers
+from kvedge.emulator.store import Store
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import TracebackType
+
+__all__ = ["Hub", "Settings"]
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How a hub is run."""
+
+    directory: Path | None
+    """Where the store is; None keeps all in memory."""
+    connections: Path | None = None
+    """Where the files with connection strings go; None writes none."""
+    certificate: Path
+    key: Path
+    https: tuple[str, int] = ("127.0.0.1", 0)
+    """Address and port of the service side; port 0 takes a free one."""
+    mqtt: tuple[str, int] = ("127.0.0.1", 0)
+    host: str = names.HUB_HOST
+    """The hub's own name, in tokens and in MQTT user names."""
+    aliases: tuple[str, ...] = ()
+    """More names by which clients know it, such as `localhost:40002`."""
+    evaluation_seconds: float = 0.2
+    """At most so often deployments are evaluated; the service takes 300."""
+    deployments: int = 100
+    """Most edge deployments, and most other configurations; a free hub has 10."""
+
+
+class Hub:
+    """A running hub; an async context manager."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._stack = contextlib.AsyncExitStack()
+        self.https_port = 0
+        """Where the service side listens."""
+        self.mqtt_port = 0
+        """Where the device side listens."""
+
+    async def __aenter__(self) -> Self:
+        """Start; raises KvedgeError when a port is in use or the store cannot be opened."""
+        async with self._stack:
+            await self._start()
+            self._stack = self._stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop."""
+        await self._stack.aclose()
+
+    @property
+    def url(self) -> str:
+        """Return the address of the service side."""
+        return f"https://localhost:{self.https_port}"
+
+    @property
+    def evaluations(self) -> int:
+        """Return how often deployments were evaluated."""
+        return self._engine.evaluations
+
+    def connection_string(self, policy: str = "iothubowner", *, host: str = "") -> str:
+        """Return a service connection string, for clients on this machine unless told."""
+        return self._access.connection_string(host or f"localhost:{self.https_port}", policy)
+
+    async def _start(self) -> None:
+        settings = self._settings
+        context = _tls(settings)
+        path = None
+        if settings.directory is not None:
+            settings.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path = settings.directory / "hub.db"
+            path.touch(mode=0o600)
+        store = Store(path)
+        self._stack.callback(store.close)
+        self._access = access.Access(store, (settings.host, *settings.aliases))
+        presence = Presence(lambda device_id: self._engine.device_changed(device_id))
+        known_twins = twins.Twins(store, presence)
+        queries = querying.Queries(store, presence)
+        self._engine = Engine(
+            store, presence, known_twins, queries, seconds=settings.evaluation_seconds
+        )
+        telemetry = messaging.Telemetry(store)
+        commands = messaging.Commands(store, presence)
+        handlers = Handlers(
+            store=store,
+            presence=presence,
+            registry=registry.Registry(store, presence),
+            twins=known_twins,
+            queries=queries,
+            known_configurations=Configurations(
+                store, self._engine.configurations_changed, limit=settings.deployments
+            ),
+            engine=self._engine,
+            telemetry=telemetry,
+            commands=commands,
+        )
+        https = rest.HttpsServer(handlers, self._access, store, context, _admit)
+        self._stack.push_async_callback(https.stop)
+        self.https_port = await _listening(https.start, settings.https)
+        services = Services(
+            store=store,
+            access=self._access,
+            presence=presence,
+            twins=known_twins,
+            telemetry=telemetry,
+            commands=commands,
+        )
+        devices = mqtt.MqttServer(services, context)
+        self._stack.push_async_callback(devices.stop)
+        self.mqtt_port = await _listening(devices.start, settings.mqtt)
+        for name in ("localhost", "127.0.0.1"):
+            self._access.answer_to(f"{name}:{self.https_port}")
+        if settings.connections is not None:
+            self._write_connections(settings.connections)
+        await self._run_engine()
+        _LOG.info("hub listens: https %s, mqtt %s", self.https_port, self.mqtt_port)
+
+    async def _run_engine(self) -> None:
+        group = await self._stack.enter_async_context(asyncio.TaskGroup())
+        task = group.create_task(self._engine.run(), name="hub: deployments")
+        self._stack.callback(task.cancel)
+
+    def _write_connections(self, directory: Path) -> None:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        outside = (
+            self._settings.aliases[0] if self._settings.aliases else f"localhost:{self.https_port}"
+        )
+        for name, host in (
+            ("service.connection", outside),
+            ("inside.connection", self._settings.host),
+        ):
+            _write_secret(directory / name, self._access.connection_string(host))
+
+
+def _tls(settings: Settings) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    # The device SDK speaks TLS 1.2 only; nothing older is let in.
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(settings.certificate, settings.key)
+    except OSError as cause:
+        raise errors.KvedgeError(
+            f"cannot use the hub's certificate {str(settings.certificate)!r}: {cause}",
+            hint="give a PEM certificate and its key with --cert and --key",
+        ) from cause
+    return context
+
+
+async def _listening(start, place: tuple[str, int]) -> int:  # noqa: ANN001 - a bound method
+    try:
+        return await start(*place)
+    except OSError as cause:
+        raise errors.KvedgeError(
+            f"the hub cannot listen on {place[0]}:{place[1]}: {cause.strerror or cause}",
+            hint="stop what listens there, or give another port (0 takes a free one)",
+        ) from cause
+
+
+async def _admit(operation: str) -> None:
+    """Let every operation pass; throttles come in here."""
+    del operation
+
+
+def _write_secret(path: Path, text: str) -> None:
+    """Write a file that only its owner reads, whole or not at all."""
+    draft = path.with_name(f".{path.name}.new")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+    draft.replace(path)

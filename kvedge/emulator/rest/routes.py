@@ -1,0 +1,91 @@
+"""The table of all HTTPS routes: name, who may use it, which throttle counts it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from kvedge.emulator.access import Right
+
+__all__ = ["REFUSED", "ROUTES", "Route"]
+
+_READ = Right.REGISTRY_READ
+_WRITE = Right.REGISTRY_WRITE
+_SERVICE = Right.SERVICE_CONNECT
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """One operation."""
+
+    name: str
+    """Name of the handler."""
+    method: str
+    path: str
+    right: Right
+    operation: str
+    """The throttle that counts it, in the words of the service's own message."""
+    own: bool = False
+    """A device may call it for itself, as the edge runtime's identity service does."""
+    versioned: bool = True
+    """It needs `api-version`."""
+
+
+def _route(name: str, line: str, right: Right, operation: str, *, own: bool = False) -> Route:
+    method, path = line.split()
+    return Route(
+        name=name,
+        method=method,
+        path=path,
+        right=right,
+        operation=operation,
+        own=own,
+        versioned=not path.startswith("/kvedge/"),
+    )
+
+
+_DEVICE = "/devices/{device}"
+_MODULE = "/devices/{device}/modules/{module}"
+_TWIN = "/twins/{device}"
+_MODULE_TWIN = "/twins/{device}/modules/{module}"
+
+ROUTES = (
+    _route("list_devices", "GET /devices", _READ, "IdentityRead"),
+    _route("bulk", "POST /devices", _WRITE, "IdentityWrite"),
+    _route("query", "POST /devices/query", _SERVICE, "Query"),
+    _route("get_device", f"GET {_DEVICE}", _READ, "IdentityRead"),
+    _route("put_device", f"PUT {_DEVICE}", _WRITE, "IdentityWrite"),
+    _route("delete_device", f"DELETE {_DEVICE}", _WRITE, "IdentityWrite"),
+    _route("list_modules", f"GET {_DEVICE}/modules", _READ, "IdentityRead", own=True),
+    _route("get_module", f"GET {_MODULE}", _READ, "IdentityRead", own=True),
+    _route("put_module", f"PUT {_MODULE}", _WRITE, "IdentityWrite", own=True),
+    _route("delete_module", f"DELETE {_MODULE}", _WRITE, "IdentityWrite", own=True),
+    _route("apply_content", f"POST {_DEVICE}/applyConfigurationContent", _WRITE, "IdentityWrite"),
+    _route("purge_commands", f"DELETE {_DEVICE}/commands", _SERVICE, "C2DSend"),
+    _route("get_twin", f"GET {_TWIN}", _SERVICE, "TwinRead"),
+    _route("patch_twin", f"PATCH {_TWIN}", _SERVICE, "TwinUpdate"),
+    _route("replace_twin", f"PUT {_TWIN}", _SERVICE, "TwinUpdate"),
+    _route("get_twin", f"GET {_MODULE_TWIN}", _SERVICE, "TwinRead"),
+    _route("patch_twin", f"PATCH {_MODULE_TWIN}", _SERVICE, "TwinUpdate"),
+    _route("replace_twin", f"PUT {_MODULE_TWIN}", _SERVICE, "TwinUpdate"),
+    _route("invoke_method", f"POST {_TWIN}/methods", _SERVICE, "DirectMethod"),
+    _route("invoke_method", f"POST {_MODULE_TWIN}/methods", _SERVICE, "DirectMethod"),
+    _route("registry_statistics", "GET /statistics/devices", _READ, "IdentityRead"),
+    _route("service_statistics", "GET /statistics/service", _SERVICE, "IdentityRead"),
+    _route("list_configurations", "GET /configurations", _READ, "ConfigurationRead"),
+    _route("test_queries", "POST /configurations/testQueries", _READ, "ConfigurationRead"),
+    _route("get_configuration", "GET /configurations/{name}", _READ, "ConfigurationRead"),
+    _route("put_configuration", "PUT /configurations/{name}", _WRITE, "ConfigurationWrite"),
+    _route("delete_configuration", "DELETE /configurations/{name}", _WRITE, "ConfigurationWrite"),
+    _route("read_events", "GET /kvedge/v1/events", _SERVICE, "Emulator"),
+    _route("send_command", "POST /kvedge/v1/devices/{device}/messages", _SERVICE, "Emulator"),
+)
+
+REFUSED = {
+    "/jobs/create": "import and export jobs (they need blob storage)",
+    "/jobs/v2": "scheduled jobs",
+    "/jobs": "import and export jobs (they need blob storage)",
+    "/digitaltwins": "digital twins",
+    "/messages/serviceBound": "feedback of cloud-to-device messages",
+    "/$iothub/websocket": "MQTT over WebSocket",
+}
+"""Operations of the service that are answered 501, by the beginning of their path."""

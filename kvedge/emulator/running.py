@@ -1,0 +1,62 @@
+"""Running a hub as a process of its own, until SIGINT or SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kvedge.emulator import certificates
+from kvedge.emulator.hub import Hub, Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["run"]
+
+
+async def run(
+    *,
+    directory: Path | None,
+    ephemeral: bool,
+    https: tuple[str, int],
+    mqtt: tuple[str, int],
+    certificate: tuple[Path, Path] | None,
+    host: str,
+    aliases: tuple[str, ...],
+    evaluation_seconds: float,
+    verbose: bool,
+    ready: Callable[[str], None],
+) -> None:
+    """Serve until a signal comes; `ready` hears one line when all ports listen."""
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    with tempfile.TemporaryDirectory(prefix="kvedge-hub-") as scratch:
+        if certificate is None:
+            names = [host, *(alias.rpartition(":")[0] or alias for alias in aliases)]
+            folder = (directory or Path(scratch)) / "pki"
+            _, *made = certificates.ensure(folder, names)
+            certificate = (made[0], made[1])
+        settings = Settings(
+            directory=None if ephemeral else directory,
+            connections=directory,
+            certificate=certificate[0],
+            key=certificate[1],
+            https=https,
+            mqtt=mqtt,
+            host=host,
+            aliases=aliases,
+            evaluation_seconds=evaluation_seconds,
+        )
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stop.set)
+        async with Hub(settings) as hub:
+            ready(f"hub ready: https port {hub.https_port}, mqtt port {hub.mqtt_port}")
+            await stop.wait()

@@ -1,0 +1,1 @@
+"""Public fixtures and doubles for tests; nothing in the product imports them."""
