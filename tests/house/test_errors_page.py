@@ -35,4 +35,4 @@ def test_errors_are_defined_in_one_place(modules):
         if isinstance(node, ast.ClassDef)
         if {ast.unparse(base) for base in node.bases} & known
     ]
-    assert found == []
+    assert not found, "\n".join(found)

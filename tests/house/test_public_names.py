@@ -46,7 +46,7 @@ def test_every_module_says_what_is_public(modules):
         if _exported(module.tree) is None
         if any(not isinstance(node, ast.Expr) for node in module.tree.body)
     ]
-    assert found == []
+    assert not found, "\n".join(found)
 
 
 def test_all_names_exist(modules):
@@ -58,7 +58,7 @@ def test_all_names_exist(modules):
         for name in _exported(module.tree) or ()
         if name not in _bound(module.tree)
     ]
-    assert found == []
+    assert not found, "\n".join(found)
 
 
 def test_public_functions_and_classes_are_exported(modules):
@@ -72,4 +72,4 @@ def test_public_functions_and_classes_are_exported(modules):
         if not node.name.startswith("_") and node.name not in (_exported(module.tree) or ())
         if not _is_command(node)
     ]
-    assert found == []
+    assert not found, "\n".join(found)

@@ -49,7 +49,7 @@ def test_no_path_of_one_machine(files, root):
         for path in MACHINE_PATHS
         if re.search(rf"(?<![\w.}}]){re.escape(path)}", text)
     ]
-    assert found == []
+    assert not found, "\n".join(found)
 
 
 def test_each_todo_has_its_issue(files, root):
@@ -62,7 +62,7 @@ def test_each_todo_has_its_issue(files, root):
         for line in text.splitlines()
         if re.search(rf"\b({word}|FIX" + r"ME)\b(?!.*#\d+)", line)
     ]
-    assert found == []
+    assert not found, "\n".join(found)
 
 
 def test_links_between_pages_lead_somewhere(files, root):
@@ -74,7 +74,7 @@ def test_links_between_pages_lead_somewhere(files, root):
         for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", text)
         if not (file.parent / target).exists()
     ]
-    assert found == []
+    assert not found, "\n".join(found)
 
 
 def test_every_test_says_what_it_shows(root):
@@ -86,7 +86,7 @@ def test_every_test_says_what_it_shows(root):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         if node.name.startswith("test_") and not ast.get_docstring(node)
     ]
-    assert found == []
+    assert not found, "\n".join(found)
 
 
 @pytest.mark.timeout(120)

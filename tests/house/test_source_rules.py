@@ -15,7 +15,6 @@ MAY_MAKE_TASKS = {
 }
 # Ending the process by oneself, each with its reason.
 MAY_EXIT = {
-    "kvedge/__main__.py": "the command line",
     "kvedge/cli/": "the command line",
     "kvedge/edgesim/": "programs of their own, packed into a .deb",
     "kvedge/site/publishing.py": "runs as a process of its own, in the other network namespace",
@@ -48,7 +47,7 @@ def test_programs_are_started_in_one_place(modules):
         if name in STARTERS.get(receiver, ()) or (receiver == "os" and name.startswith("spawn"))
         if not _allowed(module.path, MAY_START_PROGRAMS)
     ]
-    assert found == []
+    assert not found, "\n".join(found)
 
 
 def test_programs_are_started_by_module_name(modules):
@@ -60,7 +59,7 @@ def test_programs_are_started_by_module_name(modules):
         if isinstance(node, ast.ImportFrom) and node.module in STARTERS
         if {alias.name for alias in node.names} & STARTERS[node.module or ""]
     ]
-    assert found == []
+    assert not found, "\n".join(found)
 
 
 def test_tasks_belong_to_a_group(modules):
@@ -73,7 +72,7 @@ def test_tasks_belong_to_a_group(modules):
         if not receiver.rstrip("_").endswith(("group", "tasks"))
         if not _allowed(module.path, MAY_MAKE_TASKS)
     ]
-    assert found == []
+    assert not found, "\n".join(found)
 
 
 def test_tasks_are_named(modules):
@@ -84,7 +83,7 @@ def test_tasks_are_named(modules):
         for _, name, node in _calls(module.tree)
         if name == "create_task" and "name" not in {keyword.arg for keyword in node.keywords}
     ]
-    assert found == []
+    assert not found, "\n".join(found)
 
 
 def test_no_shell_is_asked(modules):
@@ -97,7 +96,7 @@ def test_no_shell_is_asked(modules):
         if keyword.arg == "shell"
         if not (isinstance(keyword.value, ast.Constant) and keyword.value.value is False)
     ]
-    assert found == []
+    assert not found, "\n".join(found)
 
 
 def test_the_process_ends_in_the_command_line_only(modules):
@@ -107,6 +106,6 @@ def test_the_process_ends_in_the_command_line_only(modules):
         for module in modules
         for receiver, name, node in _calls(module.tree)
         if (receiver, name) in {("sys", "exit"), ("os", "_exit")}
-        if not _allowed(module.path, MAY_EXIT)
+        if not module.path.endswith("/__main__.py") and not _allowed(module.path, MAY_EXIT)
     ]
-    assert found == []
+    assert not found, "\n".join(found)
