@@ -11,7 +11,7 @@ import zipfile
 import pytest
 
 # Written in two halves, so that this file does not find itself.
-MACHINE_PATHS = ("/wor" + "k/", "/tmp/scr" + "atch", "/ro" + "ot/.", "/home/ru" + "nner")
+MACHINE_PATHS = ("/work" + "/", "/tmp" + "/scratch", "/root" + "/.", "/home" + "/runner")
 TEXT = {".go", ".json", ".md", ".py", ".sh", ".toml", ".txt", ".yaml", ".yml", ""}
 
 
