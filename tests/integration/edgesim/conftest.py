@@ -105,7 +105,10 @@ class Hub:
         )
         with contextlib.closing(connection):
             connection.request(
-                method, f"{path}?api-version={api}", json.dumps(body) if body else None, headers
+                method,
+                path if "?" in path else f"{path}?api-version={api}",
+                json.dumps(body) if body else None,
+                headers,
             )
             answer = connection.getresponse()
             text = answer.read()
@@ -117,6 +120,16 @@ class Hub:
 
     def reported(self, device, module="$edgeAgent"):
         return self.twin(device, module)["properties"]["reported"]
+
+    def events(self):
+        """Return the messages that the hub has got since it started."""
+        after, found = 0, []
+        while True:
+            answer = self.call("GET", f"/kvedge/v1/events?after={after}&limit=1000&wait=0")[1]
+            found += answer["events"]
+            if not answer["events"]:
+                return found
+            after = answer["next"]
 
     def invoke(self, device, module, method, payload=None):
         path = f"/twins/{device}/modules/{urllib.parse.quote(module, safe='')}/methods"
