@@ -4,8 +4,8 @@ Pure functions over raw JSON: no input, no output, no clock. Everything that IoT
 refused with its field path; nothing of a pod is dropped silently.
 """
 
-from kvedge.edge.face import Face, face_of
-from kvedge.edge.reporting import DeviceReport, device_reports, pod_status
+from kvedge.edge.face import Face, face_of, workload_of
+from kvedge.edge.reporting import DeviceReport, device_reports, pod_status, runs_everywhere
 from kvedge.edge.revision import (
     LABEL_CLUSTER,
     LABEL_NAMESPACE,
@@ -31,4 +31,6 @@ __all__ = [
     "face_of",
     "pod_status",
     "revision_of",
+    "runs_everywhere",
+    "workload_of",
 ]

@@ -12,7 +12,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from kvedge import errors
-from kvedge.edge.quantity import parse_quantity
+from kvedge.quantity import parse_quantity
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -17,7 +17,13 @@ if TYPE_CHECKING:
     from kvedge.edge.revision import Revision
     from kvedge.wire import QueryRow
 
-__all__ = ["DEPLOYMENT_CONDITION", "DeviceReport", "device_reports", "pod_status"]
+__all__ = [
+    "DEPLOYMENT_CONDITION",
+    "DeviceReport",
+    "device_reports",
+    "pod_status",
+    "runs_everywhere",
+]
 
 DEPLOYMENT_CONDITION = "kvedge.io/Deployment"
 """Type of the pod condition that tells targeted, applied, running and failed devices."""
@@ -158,8 +164,22 @@ def _tally(reports: Sequence[DeviceReport], revision: Revision, module: str) -> 
     return tally
 
 
+def runs_everywhere(revision: Revision, reports: Sequence[DeviceReport]) -> bool:
+    """Tell whether all modules of a deployment run on all devices that it targets, one at least."""
+    return bool(reports) and all(
+        _bad(report, revision.id, module, image)[0] == 0
+        for report in reports
+        for module, image in revision.images.items()
+    )
+
+
 def pod_status(
-    revision: Revision, reports: Sequence[DeviceReport], previous: Mapping[str, Any], now: str
+    revision: Revision,
+    reports: Sequence[DeviceReport],
+    previous: Mapping[str, Any],
+    now: str,
+    *,
+    unknown: str = "",
 ) -> dict[str, Any]:
     """Return the status of a pod whose deployment is in the hub.
 
@@ -168,6 +188,7 @@ def pod_status(
         reports: of the devices that the deployment targets.
         previous: the status that the pod has; its transition times and start are kept.
         now: this moment as Kubernetes writes it.
+        unknown: why the devices' state is not known at present; what was known last is kept.
     """
     tallies = {name: _tally(reports, revision, name) for name in revision.images}
     targeted = len(reports)
@@ -194,7 +215,9 @@ def pod_status(
         "reason": None if all_ready else reason,
         "message": None if all_ready else words,
         "startTime": previous.get("startTime") or now,
-        "conditions": _conditions(all_ready, reason, words, counts, targeted > 0, previous, now),
+        "conditions": _conditions(
+            all_ready, reason, words, counts, targeted > 0, unknown, previous, now
+        ),
     }
     for index, (container, name) in enumerate(revision.modules.items()):
         kind = "initContainerStatuses" if index < revision.sidecars else "containerStatuses"
@@ -212,13 +235,14 @@ def _conditions(
     words: str,
     counts: str,
     placed: bool,
+    unknown: str,
     previous: Mapping[str, Any],
     now: str,
 ) -> list[dict[str, Any]]:
     old = {entry["type"]: entry for entry in previous.get("conditions") or ()}
 
-    def made(kind: str, value: bool, why: str = "", message: str = "") -> dict[str, Any]:
-        text = "True" if value else "False"
+    def made(kind: str, value: bool | None, why: str = "", message: str = "") -> dict[str, Any]:
+        text = "Unknown" if value is None else str(value)
         before = old.get(kind) or {}
         since = before.get("lastTransitionTime") if before.get("status") == text else None
         result: dict[str, Any] = {"type": kind, "status": text, "lastTransitionTime": since or now}
@@ -231,7 +255,9 @@ def _conditions(
         made("Initialized", True),
         made("ContainersReady", ready, reason, words),
         made("Ready", ready, reason, words),
-        made(DEPLOYMENT_CONDITION, placed, "" if placed else reason, counts),
+        made(DEPLOYMENT_CONDITION, None, "HubUnreachable", f"{unknown}; last seen: {counts}")
+        if unknown
+        else made(DEPLOYMENT_CONDITION, placed, "" if placed else reason, counts),
     ]
 
 

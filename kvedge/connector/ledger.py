@@ -1,0 +1,161 @@
+"""The hub's deployments as the connector knows them, and their effective priorities.
+
+A deployment's effective priority is 1000 times the user's plus a revision slot, and no two
+deployments of a hub have the same one: which of two equals wins is not told by the hub. A newer
+revision of a workload always has the higher slot.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import TYPE_CHECKING
+
+from kvedge import edge, errors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from kvedge.connector.settings import Settings
+    from kvedge.edge import Revision
+    from kvedge.iothub import Hub
+    from kvedge.wire import Configuration
+
+__all__ = ["Ledger", "slot_for"]
+
+_log = logging.getLogger(__name__)
+_SLOTS = 1000
+_HIGH_SLOT = 900
+"""From here on a lone revision is moved down again."""
+
+
+def slot_for(lowest: int, taken: Iterable[int], own: Iterable[int]) -> int | None:
+    """Return the effective priority of a new revision; None if the block has no room.
+
+    Args:
+        lowest: effective priority of slot 0, which is never given.
+        taken: effective priorities of all deployments of the hub.
+        own: those of the workload's older revisions.
+    """
+    block = range(lowest + 1, lowest + _SLOTS)
+    used = set(taken)
+    start = max((value for value in own if value in block), default=lowest) + 1
+    return next((value for value in range(start, block.stop) if value not in used), None)
+
+
+class Ledger:
+    """All deployments of one hub, and which of them belong to this node."""
+
+    def __init__(self, hub: Hub, settings: Settings) -> None:
+        self._hub, self._settings = hub, settings
+        self._known: dict[str, Configuration] = {}
+        self._making: dict[str, asyncio.Lock] = {}
+        self._slots = asyncio.Lock()
+        self.loaded = False
+
+    def __contains__(self, deployment: str) -> bool:
+        return deployment in self._known
+
+    async def load(self) -> None:
+        """Read all deployments."""
+        listed = await self._hub.configurations()
+        self._known = {entry["id"]: entry for entry in listed}
+        self.loaded = True
+
+    def own(self) -> list[Configuration]:
+        """Return this node's deployments."""
+        return [entry for entry in self._known.values() if self._is_own(entry)]
+
+    def _is_own(self, entry: Configuration) -> bool:
+        labels = entry.get("labels") or {}
+        return (
+            labels.get(edge.LABEL_CLUSTER) == self._settings.cluster
+            and labels.get(edge.LABEL_NODE) == self._settings.node
+        )
+
+    def of_workload(self, workload: tuple[str, str]) -> list[Configuration]:
+        """Return this node's deployments of one workload."""
+        return [entry for entry in self.own() if workload_of(entry) == workload]
+
+    async def ensure(self, revision: Revision) -> bool:
+        """Have a revision in the hub; return whether it was there already.
+
+        Raises:
+            RemoteError: the hub refused it, or the workload has too many revisions.
+        """
+        lock = self._making.setdefault(revision.id, asyncio.Lock())
+        async with lock:
+            if revision.id in self._known:
+                return True
+            try:
+                made = await self._create(revision)
+            except errors.Conflict:
+                # Somebody, most likely an earlier self, made it since the last list.
+                found = await self._hub.get_configuration(revision.id)
+                if not self._is_own(found):
+                    raise
+                self._known[revision.id] = found
+                return True
+            finally:
+                self._making.pop(revision.id, None)
+            self._known[revision.id] = made
+            return False
+
+    async def _create(self, revision: Revision) -> Configuration:
+        async with self._slots:
+            older = self.of_workload(revision.workload)
+            limit = self._settings.revisions_per_workload
+            name = "/".join(revision.workload)
+            if len(older) >= limit:
+                raise errors.RemoteError(
+                    f"create deployment of {name!r}", reason="TooManyRevisions",
+                    details=f"{len(older)} revisions wait to be retired",
+                )  # fmt: skip
+            priority = slot_for(
+                revision.lowest_priority(),
+                (entry.get("priority", 0) for entry in self._known.values()),
+                (entry.get("priority", 0) for entry in older),
+            )
+            if priority is None:
+                raise errors.RemoteError(
+                    f"create deployment of {name!r}", reason="NoRevisionSlot",
+                    hint="choose another kvedge.io/priority",
+                )  # fmt: skip
+            # The number is taken before the hub answers, so that two pods never share one.
+            wanted = revision.configuration(priority)
+            self._known[revision.id] = wanted
+        try:
+            made = await self._hub.create_configuration(wanted)
+        except BaseException:
+            self._known.pop(revision.id, None)
+            raise
+        _log.info("deployment %s made for %s at priority %d", revision.id, name, priority)
+        return {**wanted, **made}
+
+    async def retire(self, deployment: str) -> None:
+        """Take a deployment away; one that has gone is fine."""
+        with contextlib.suppress(errors.NotFound):
+            await self._hub.delete_configuration(deployment)
+        self._known.pop(deployment, None)
+        _log.info("deployment %s retired", deployment)
+
+    async def settle(self, deployment: str) -> None:
+        """Move a lone revision to a low slot, so that slots never run out."""
+        entry = self._known.get(deployment)
+        priority = entry.get("priority", 0) if entry else 0
+        if entry is None or priority % _SLOTS < _HIGH_SLOT:
+            return
+        lowest = priority // _SLOTS * _SLOTS
+        taken = (other.get("priority", 0) for other in self._known.values())
+        lower = slot_for(lowest, taken, ())
+        if lower is not None and lower < priority:
+            self._known[deployment] = await self._hub.update_configuration(
+                {**entry, "priority": lower}
+            )
+
+
+def workload_of(entry: Configuration) -> tuple[str, str]:
+    """Return namespace and workload that a deployment's labels name."""
+    labels = entry.get("labels") or {}
+    return labels.get(edge.LABEL_NAMESPACE, ""), labels.get(edge.LABEL_WORKLOAD, "")

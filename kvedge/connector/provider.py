@@ -1,0 +1,306 @@
+"""Pods as deployments: placing, superseding, retiring, reporting.
+
+Nothing is remembered that the hub or the API server does not hold: ids are computed from the pod,
+owners are in the deployments' labels. A restarted connector computes again and finds its work done.
+A superseded deployment stays until its successor runs on every device, so a device is never
+without its modules.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import TYPE_CHECKING, Any
+
+from kvedge import edge, errors
+from kvedge.connector import logs as module_logs
+from kvedge.connector.devices import Devices
+from kvedge.connector.ledger import Ledger, workload_of
+from kvedge.edge import face
+from kvedge.edge.legacy import legacy_config_maps
+from kvedge.node.provider import Health, LogOptions, Outcome
+from kvedge.node.runtime import Tasks
+from kvedge.node.sending import timestamp
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping, Sequence
+
+    from kvedge.connector.settings import Settings
+    from kvedge.edge import Revision
+    from kvedge.iothub import Hub
+    from kvedge.node.provider import Reporter, Work
+    from kvedge.wire import KubeObject
+
+__all__ = ["IotEdgeProvider"]
+
+_log = logging.getLogger(__name__)
+_STALE_POLLS = 3
+"""So many polls must fail before pods say that their state is not known."""
+_CONTACT_SECONDS = 20.0
+Workload = tuple[str, str]
+
+
+class IotEdgeProvider:
+    """Runs the pods of one virtual node on the devices of one hub."""
+
+    name = "iotedge"
+    service_links = False  # a device reaches no Service of the cluster
+
+    def __init__(self, hub: Hub, settings: Settings) -> None:
+        self._hub, self._settings = hub, settings
+        self._ledger = Ledger(hub, settings)
+        self._devices = Devices(hub)
+        self._tasks = Tasks()
+        self._reporter: Reporter
+        self._placed: dict[str, Revision] = {}
+        self._absent: dict[str, float] = {}
+        self._arrived: dict[Workload, asyncio.Event] = {}
+        self._contact = asyncio.Event()
+        """The hub's deployments and devices were read once."""
+        self._listed = False
+        self._failures = 0
+        self._trouble = "the hub was not reached yet"
+        self._poll_now = asyncio.Event()
+        self._last_list = 0.0
+
+    async def start(self, reporter: Reporter) -> None:
+        """Begin to read the hub."""
+        self._reporter = reporter
+        self._tasks.spawn(self._follow(), "hub-poll")
+
+    async def stop(self) -> None:
+        """End background work; deployments stay."""
+        await self._tasks.aclose()
+
+    def wants(self, pod: KubeObject) -> Sequence[tuple[str, str]]:
+        """Ask for pull secrets and, for legacy pods, the connector's ConfigMaps."""
+        wanted = [
+            ("Secret", entry["name"])
+            for entry in pod["spec"].get("imagePullSecrets") or ()
+            if entry.get("name")
+        ]
+        notes = pod["metadata"].get("annotations") or {}
+        if notes.get("isEdgeDeployment") == "true":
+            wanted += [("ConfigMap", name) for name in legacy_config_maps(pod)]
+        return wanted
+
+    def health(self) -> Health:
+        """Tell whether the hub answers; an outage leaves the node Ready, for devices go on."""
+        reachable = self._failures == 0 and self._contact.is_set()
+        condition = {
+            "type": "HubReachable",
+            "status": "True" if reachable else "False",
+            "reason": "HubAnswers" if reachable else "HubUnreachable",
+            "message": f"hub {self._hub.host}" if reachable else self._trouble,
+        }
+        if self._contact.is_set():
+            return Health(conditions=(condition,))
+        return Health(
+            ready=False, reason="HubUnreachable", message=self._trouble, conditions=(condition,)
+        )
+
+    # Placing
+
+    async def create(self, work: Work) -> Outcome:
+        """Have the pod's deployment in the hub."""
+        revision = edge.revision_of(self._inputs(work))
+        await self._reached("place a pod")
+        before = self._placed.get(work.uid)
+        adopted = await self._ledger.ensure(revision)
+        self._placed[work.uid] = revision
+        if arrived := self._arrived.get(revision.workload):
+            arrived.set()
+        if not adopted or (before and before.id != revision.id):
+            self._poll_now.set()
+        return Outcome(status=self._status(work.pod, revision), adopted=adopted)
+
+    async def update(self, work: Work) -> Outcome:
+        """Bring a new revision; the old one is retired when the new one runs."""
+        return await self.create(work)
+
+    async def _reached(self, attempt: str) -> None:
+        """Wait until the hub was read once."""
+        if not self._contact.is_set():
+            try:
+                async with asyncio.timeout(_CONTACT_SECONDS):
+                    await self._contact.wait()
+            except TimeoutError:
+                raise errors.RemoteError(
+                    attempt, reason="HubUnreachable", details=self._trouble
+                ) from None
+
+    def _inputs(self, work: Work) -> edge.Inputs:
+        settings = self._settings
+        return edge.Inputs(
+            pod=work.pod,
+            env=work.env,
+            config_maps={n: v for (kind, n), v in work.objects.items() if kind == "ConfigMap"},
+            secrets={n: v for (kind, n), v in work.objects.items() if kind == "Secret"},
+            cluster=settings.cluster,
+            node=settings.node,
+            default_condition=settings.default_condition,
+            images=settings.images,
+        )
+
+    # Ending
+
+    async def delete(self, pod: KubeObject) -> bool:
+        """Retire the pod's deployment, unless the workload's next pod takes over."""
+        uid = pod["metadata"]["uid"]
+        workload = pod["metadata"]["namespace"], face.workload_of(pod)
+        await self._reached("retire a deployment")
+        if _evicted(pod):
+            # The node looked dead to the cluster; the devices are not. The sweep decides later.
+            self._placed.pop(uid, None)
+            return True
+        if _controlled(pod) and not self._living(workload, uid):
+            await self._successor(workload, uid)
+        if not self._living(workload, uid):
+            for entry in self._ledger.of_workload(workload):
+                await self._ledger.retire(entry["id"])
+        self._placed.pop(uid, None)
+        self._poll_now.set()
+        return True
+
+    async def _successor(self, workload: Workload, uid: str) -> None:
+        """Wait a moment for another pod of the workload, as a rolling update brings it."""
+        arrived = self._arrived.setdefault(workload, asyncio.Event())
+        arrived.clear()
+        deadline = self._settings.handover_seconds
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(deadline):
+                while not self._living(workload, uid):
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(0.25):
+                            await arrived.wait()
+        self._arrived.pop(workload, None)
+
+    def _living(self, workload: Workload, but: str = "") -> list[str]:
+        """Return the UIDs of the workload's pods that are not being deleted."""
+        return [
+            pod["metadata"]["uid"]
+            for pod in self._reporter.pods()
+            if pod["metadata"]["uid"] != but
+            and not pod["metadata"].get("deletionTimestamp")
+            and (pod["metadata"]["namespace"], face.workload_of(pod)) == workload
+        ]
+
+    async def listed(self, uids: frozenset[str]) -> None:
+        """Know from now on which deployments have no pod."""
+        del uids
+        self._listed = True
+        self._poll_now.set()
+
+    # The hub's side
+
+    async def _follow(self) -> None:
+        """Poll for ever."""
+        loop = asyncio.get_running_loop()
+        while True:
+            began = loop.time()
+            self._poll_now.clear()
+            try:
+                await self._round()
+            except errors.KvedgeError as error:
+                self._failures += 1
+                self._trouble = error.message
+                _log.warning("hub %s: %s", self._hub.host, error)
+                if self._failures == _STALE_POLLS:
+                    self._report_all()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.poll_seconds):
+                    await self._poll_now.wait()
+                # Several pods in a row share one poll.
+                pause = min(1.0, self._settings.poll_seconds) - (loop.time() - began)
+                await asyncio.sleep(max(0.0, pause))
+
+    async def _round(self) -> None:
+        loop = asyncio.get_running_loop()
+        if not self._ledger.loaded or loop.time() - self._last_list > self._settings.list_seconds:
+            await self._ledger.load()
+            self._last_list = loop.time()
+        await self._devices.poll()
+        recovered, self._failures = self._failures >= _STALE_POLLS, 0
+        first = not self._contact.is_set()
+        self._contact.set()
+        self._report_all(None if first or recovered else self._devices.changed)
+        await self._sweep()
+
+    def _report_all(self, changed: set[str] | None = None) -> None:
+        for uid, revision in tuple(self._placed.items()):
+            if changed is None or revision.id in changed:
+                pod = self._reporter.pod(uid)
+                if pod is not None:
+                    self._reporter.status(uid, self._status(pod, revision))
+
+    def _status(self, pod: KubeObject, revision: Revision) -> dict[str, Any]:
+        now, address = timestamp(), self._settings.address
+        status = edge.pod_status(
+            revision, self._devices.of(revision.id), pod.get("status") or {}, now,
+            unknown=self._trouble if self._failures >= _STALE_POLLS else "",
+        )  # fmt: skip
+        status |= {"hostIP": address, "podIP": address, "podIPs": [{"ip": address}]}
+        return status
+
+    async def _sweep(self) -> None:
+        """Retire what is superseded, and what has had no pod for a while."""
+        wanted = {revision.id for revision in self._placed.values()}
+        living: dict[Workload, list[str]] = {}
+        for pod in self._reporter.pods():
+            if not pod["metadata"].get("deletionTimestamp"):
+                workload = pod["metadata"]["namespace"], face.workload_of(pod)
+                living.setdefault(workload, []).append(pod["metadata"]["uid"])
+        now = asyncio.get_running_loop().time()
+        for entry in self._ledger.own():
+            deployment, workload = entry["id"], workload_of(entry)
+            if deployment in wanted:
+                self._absent.pop(deployment, None)
+                if len(self._ledger.of_workload(workload)) == 1:
+                    await self._ledger.settle(deployment)
+            elif uids := living.get(workload):
+                self._absent.pop(deployment, None)
+                if all(self._runs(uid) for uid in uids):
+                    await self._ledger.retire(deployment)
+            elif self._listed and workload not in self._arrived:
+                since = self._absent.setdefault(deployment, now)
+                if now - since >= self._settings.orphan_seconds:
+                    await self._ledger.retire(deployment)
+                    self._absent.pop(deployment, None)
+
+    def _runs(self, uid: str) -> bool:
+        """Tell whether a pod's own revision runs on every device that it targets."""
+        revision = self._placed.get(uid)
+        if revision is None:
+            return False
+        return edge.runs_everywhere(revision, self._devices.of(revision.id))
+
+    # Looking in
+
+    def logs(self, pod: KubeObject, container: str, options: LogOptions) -> AsyncIterator[bytes]:
+        """Yield a module's log from all devices that the pod targets."""
+        revision = self._placed.get(pod["metadata"]["uid"])
+        if revision is None or container not in revision.modules:
+            name = f"{pod['metadata']['namespace']}/{pod['metadata']['name']}"
+            raise errors.NotFound(
+                f"read logs of {name!r}", status=404,
+                details=f"container {container!r} is on no device",
+            )  # fmt: skip
+        devices = [report.device for report in self._devices.of(revision.id)]
+        return module_logs.stream(self._hub, devices, revision.modules[container], options)
+
+    async def usage(self) -> Mapping[str, Mapping[str, tuple[float, int]]]:
+        """Report nothing: edge agents tell no usage in their twins."""
+        return {}
+
+
+def _controlled(pod: KubeObject) -> bool:
+    return any(o.get("controller") for o in pod["metadata"].get("ownerReferences") or ())
+
+
+def _evicted(pod: KubeObject) -> bool:
+    """Tell whether the cluster removes the pod because the node looked dead to it."""
+    return any(
+        entry["type"] == "DisruptionTarget" and entry.get("reason") == "DeletionByTaintManager"
+        for entry in (pod.get("status") or {}).get("conditions") or ()
+    )

@@ -1,0 +1,304 @@
+"""The kubelet's HTTPS API: pods, logs, statistics and metrics of the virtual node.
+
+The API server calls it for `kubectl logs` and for nodes/…/proxy, metrics-server for usage. Paths and
+formats are the kubelet's; labels are in the order namespace, pod, container, which Virtual Kubelet's
+end-to-end suite relies on.
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+
+from kvedge import errors
+from kvedge.node.provider import LogOptions
+from kvedge.node.sending import timestamp
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Callable
+
+    from kvedge.node.access_review import Reviewer
+    from kvedge.node.node_object import NodeSpec
+    from kvedge.node.pods import PodEngine
+    from kvedge.node.provider import Provider
+    from kvedge.wire import KubeObject
+
+__all__ = ["KubeletApi"]
+
+_log = logging.getLogger(__name__)
+_OPEN = frozenset({"/healthz", "/readyz", "/livez"})
+_SUBRESOURCES = {"stats": "stats", "metrics": "metrics", "containerLogs": "log"}
+_JSON = "application/json"
+_TEXT = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class KubeletApi:
+    """The server; an async context manager whose `port` is known once it is entered."""
+
+    def __init__(
+        self,
+        node: NodeSpec,
+        provider: Provider,
+        reviewer: Reviewer,
+        *,
+        ready: Callable[[], bool],
+        unsafe_anonymous_reads: bool = False,
+    ) -> None:
+        self._node, self._provider, self._reviewer = node, provider, reviewer
+        self._ready = ready
+        self._anonymous = unsafe_anonymous_reads
+        self._started = timestamp()
+        self.engine: PodEngine | None = None
+        """Set when this process is the node's leader."""
+        self._runner: web.AppRunner | None = None
+        self.port = 0
+
+    async def start(self, address: str, port: int, tls: ssl.SSLContext | None) -> None:
+        """Listen; port 0 takes a free one."""
+        app = web.Application(middlewares=[self._guard])
+        get = app.router.add_get
+        for path, handler in (
+            ("/pods", self._pods),
+            ("/runningpods", self._running),
+            ("/containerLogs/{namespace}/{pod}/{container}", self._logs),
+            ("/stats/summary", self._summary),
+            ("/metrics/resource", self._resource),
+            ("/metrics", self._metrics),
+            ("/configz", self._configz),
+            ("/healthz", self._health),
+            ("/livez", self._health),
+            ("/readyz", self._readiness),
+        ):
+            get(path, handler)
+            if "{" not in path:
+                get(f"{path}/", handler)
+        for kind in ("exec", "attach"):
+            app.router.add_route("*", f"/{kind}/{{rest:.*}}", self._not_offered)
+        app.router.add_route("*", "/portForward/{rest:.*}", self._not_offered)
+        self._runner = web.AppRunner(app, access_log=None, handle_signals=False)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, address, port, ssl_context=tls, shutdown_timeout=2)
+        try:
+            await site.start()
+        except OSError as cause:
+            raise errors.KvedgeError(
+                f"cannot serve the kubelet API on {address}:{port}: {cause.strerror}",
+                hint="choose another port with KUBELET_PORT",
+            ) from cause
+        self.port = self._runner.addresses[0][1]
+
+    async def aclose(self) -> None:
+        """Stop listening."""
+        if self._runner:
+            await self._runner.cleanup()
+            self._runner = None
+
+    @web.middleware
+    async def _guard(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        path = request.path
+        try:
+            if path not in _OPEN and not self._is_anonymous(path):
+                verdict = await self._review(request)
+                if verdict[0] != 200:
+                    return web.Response(status=verdict[0], text=verdict[1])
+            return await handler(request)
+        except errors.NotFound as error:
+            return web.Response(status=404, text=error.message)
+        except errors.Unsupported as error:
+            return web.Response(status=400, text=error.message)
+        except errors.KvedgeError as error:
+            return web.Response(status=500, text=error.message)
+
+    def _is_anonymous(self, path: str) -> bool:
+        return self._anonymous and path.startswith(("/stats", "/metrics", "/pods", "/runningpods"))
+
+    async def _review(self, request: web.Request) -> tuple[int, str]:
+        first = request.path.split("/")[1]
+        token = request.headers.get("Authorization", "").removeprefix("Bearer ").strip()
+        peer = request.transport.get_extra_info("peercert") if request.transport else None
+        return await self._reviewer.review(
+            request.method, _SUBRESOURCES.get(first, "proxy"), token, peer
+        )
+
+    def _leading(self) -> PodEngine:
+        if self.engine is None:
+            raise errors.KvedgeError("this replica is not the node's leader")
+        return self.engine
+
+    async def _pods(self, request: web.Request) -> web.Response:
+        del request
+        body = self._leading().pod_list(running=False)
+        return web.Response(body=body, content_type=_JSON)
+
+    async def _running(self, request: web.Request) -> web.Response:
+        del request
+        return web.Response(body=self._leading().pod_list(running=True), content_type=_JSON)
+
+    async def _health(self, request: web.Request) -> web.Response:
+        del request
+        return web.Response(text="ok")
+
+    async def _readiness(self, request: web.Request) -> web.Response:
+        del request
+        ready = self._ready()
+        return web.Response(status=200 if ready else 503, text="ok" if ready else "not ready")
+
+    async def _configz(self, request: web.Request) -> web.Response:
+        del request
+        config = {
+            "kind": "KubeletConfiguration",
+            "apiVersion": "kubelet.config.k8s.io/v1beta1",
+            "port": self.port,
+            "providerID": self._provider.name,
+        }
+        return web.json_response({"kubeletconfig": config})
+
+    async def _not_offered(self, request: web.Request) -> web.Response:
+        kind = request.path.split("/")[1]
+        message = f"provider {self._provider.name!r} does not offer {kind}"
+        return web.Response(status=501, text=message)
+
+    async def _logs(self, request: web.Request) -> web.StreamResponse:
+        match, query = request.match_info, request.query
+        pod = self._leading().find(match["namespace"], match["pod"])
+        name = f"{match['namespace']}/{match['pod']}"
+        if pod is None:
+            raise errors.NotFound(f"read logs of {name!r}", status=404, reason="NoSuchPod")
+        if match["container"] not in _container_names(pod):
+            raise errors.NotFound(
+                f"read logs of {name!r}", status=404, details=f"no container {match['container']!r}"
+            )
+        options = LogOptions(
+            tail=_number(query, "tailLines"),
+            follow=query.get("follow") == "true",
+            since_seconds=_number(query, "sinceSeconds"),
+            since_time=query.get("sinceTime", ""),
+            timestamps=query.get("timestamps") == "true",
+            previous=query.get("previous") == "true",
+            limit_bytes=_number(query, "limitBytes"),
+        )
+        stream = self._provider.logs(pod, match["container"], options)
+        answer = web.StreamResponse(headers={"Content-Type": "text/plain"})
+        if not options.follow:
+            # The first piece is awaited before the head goes out, so that a failure has a status.
+            pieces = [piece async for piece in stream]
+            return web.Response(body=b"".join(pieces), content_type="text/plain")
+        await answer.prepare(request)
+        async for piece in stream:
+            await answer.write(piece)
+        return answer
+
+    async def _summary(self, request: web.Request) -> web.Response:
+        del request
+        usage, now = await self._provider.usage(), timestamp()
+        pods = [
+            _pod_stats(pod, usage.get(pod["metadata"]["uid"], {}), now)
+            for pod in self._started_pods()
+        ]
+        node = {
+            "nodeName": self._node.name,
+            "startTime": self._started,
+            "cpu": {"time": now, "usageNanoCores": 0, "usageCoreNanoSeconds": 0},
+            "memory": {"time": now, "workingSetBytes": 0, "usageBytes": 0},
+        }
+        return web.json_response({"node": node, "pods": pods})
+
+    def _started_pods(self) -> list[KubeObject]:
+        return [pod for pod in self._leading().pods() if (pod.get("status") or {}).get("startTime")]
+
+    async def _resource(self, request: web.Request) -> web.Response:
+        del request
+        usage = await self._provider.usage()
+        lines = _resource_metrics(self._started_pods(), usage)
+        return web.Response(text=lines, headers={"Content-Type": _TEXT})
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        del request
+        lines: list[str] = []
+        if self.engine is not None:
+            counters = self.engine.counters
+            for name, value in (
+                ("status_patches_total", counters.statuses),
+                ("pod_deletes_total", counters.deletes),
+                ("events_total", counters.events),
+                ("events_lost_total", counters.events_lost),
+                ("failures_total", counters.failures),
+            ):
+                lines += [f"# TYPE kvedge_node_{name} counter", f"kvedge_node_{name} {value}"]
+            lines += ["# TYPE kvedge_node_events_waiting gauge"]
+            lines += [f"kvedge_node_events_waiting {len(self.engine.events)}"]
+        leading = int(self.engine is not None)
+        lines += ["# TYPE kvedge_node_leader gauge", f"kvedge_node_leader {leading}", ""]
+        return web.Response(text="\n".join(lines), headers={"Content-Type": _TEXT})
+
+
+def _number(query: Any, name: str) -> int | None:
+    try:
+        return int(query[name]) if name in query else None
+    except ValueError as cause:
+        raise errors.Unsupported(name, "is not a whole number") from cause
+
+
+def _container_names(pod: KubeObject) -> list[str]:
+    spec = pod["spec"]
+    return [c["name"] for c in [*(spec.get("initContainers") or ()), *spec["containers"]]]
+
+
+def _pod_stats(pod: KubeObject, usage: Any, now: str) -> dict[str, Any]:
+    metadata, started = pod["metadata"], pod["status"]["startTime"]
+
+    def part(cores: float, size: int) -> dict[str, Any]:
+        return {
+            "cpu": {"time": now, "usageNanoCores": int(cores * 1e9), "usageCoreNanoSeconds": 0},
+            "memory": {"time": now, "workingSetBytes": size, "usageBytes": size},
+        }
+
+    containers = [
+        {"name": name, "startTime": started, **part(*usage.get(name, (0.0, 0)))}
+        for name in (c["name"] for c in pod["spec"]["containers"])
+    ]
+    return {
+        "podRef": {key: metadata[key] for key in ("name", "namespace", "uid")},
+        "startTime": started,
+        "containers": containers,
+        **part(sum(u[0] for u in usage.values()), sum(u[1] for u in usage.values())),
+    }
+
+
+def _resource_metrics(pods: list[KubeObject], usage: Any) -> str:
+    families: dict[str, tuple[str, list[str]]] = {
+        "container_cpu_usage_seconds_total": ("counter", []),
+        "container_memory_working_set_bytes": ("gauge", []),
+        "container_start_time_seconds": ("gauge", []),
+        "pod_cpu_usage_seconds_total": ("counter", []),
+        "pod_memory_working_set_bytes": ("gauge", []),
+        "node_cpu_usage_seconds_total": ("counter", ["0"]),
+        "node_memory_working_set_bytes": ("gauge", ["0"]),
+        "scrape_error": ("gauge", ["0"]),
+    }
+
+    def add(name: str, labels: str, value: float) -> None:
+        families[name][1].append(f"{{{labels}}} {value:g}")
+
+    for pod in pods:
+        metadata = pod["metadata"]
+        labels = f'namespace="{metadata["namespace"]}",pod="{metadata["name"]}"'
+        used = usage.get(metadata["uid"], {})
+        started = datetime.datetime.fromisoformat(pod["status"]["startTime"]).timestamp()
+        add("pod_cpu_usage_seconds_total", labels, sum(u[0] for u in used.values()))
+        add("pod_memory_working_set_bytes", labels, sum(u[1] for u in used.values()))
+        for container in pod["spec"]["containers"]:
+            own = f'{labels},container="{container["name"]}"'
+            cores, size = used.get(container["name"], (0.0, 0))
+            add("container_cpu_usage_seconds_total", own, cores)
+            add("container_memory_working_set_bytes", own, size)
+            families["container_start_time_seconds"][1].append(f"{{{own}}} {started:.3f}")
+    lines: list[str] = []
+    for name, (kind, samples) in families.items():
+        lines.append(f"# TYPE {name} {kind}")
+        lines += [f"{name}{' ' if sample[0] != '{' else ''}{sample}" for sample in samples]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,186 @@
+"""A whole virtual node from start to stop: election, engine, node object, kubelet API."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import os
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kvedge import kube
+from kvedge.node.access_review import Reviewer
+from kvedge.node.election import Election
+from kvedge.node.node_object import NodeKeeper, NodeSpec
+from kvedge.node.pods import PodEngine
+from kvedge.node.runtime import Tasks
+
+if TYPE_CHECKING:
+    from kvedge.node.kubelet import KubeletApi
+    from kvedge.node.provider import Provider
+
+__all__ = ["Serving", "VirtualNode", "stop_on_signals"]
+
+_log = logging.getLogger(__name__)
+_FLUSH_SECONDS = 3.0
+_SERVICE_ACCOUNT_CA = Path("/var/run/secrets/kubernetes.io/serviceaccount/ca.crt")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Serving:
+    """How the kubelet API is served."""
+
+    listen: str = "0.0.0.0"
+    port: int = 10250
+    """0 takes a free port."""
+    certificate: Path | None = None
+    key: Path | None = None
+    client_ca: Path | None = None
+    """Authority of client certificates; None takes the cluster's own inside a pod."""
+    unsafe_anonymous_reads: bool = False
+    """Let anybody read pods, statistics and metrics; for end-to-end suites only."""
+
+
+class VirtualNode:
+    """One node on one provider."""
+
+    def __init__(
+        self,
+        *,
+        config: kube.Config,
+        spec: NodeSpec,
+        provider: Provider,
+        serving: Serving | None = None,
+        linger_seconds: float = 0.0,
+        leader_namespace: str = "",
+    ) -> None:
+        self._config, self._spec, self._provider = config, spec, provider
+        self._serving = serving
+        self._linger = linger_seconds
+        self._leader_namespace = leader_namespace
+        self._api: KubeletApi | None = None
+        self.engine: PodEngine | None = None
+        self.registered = asyncio.Event()
+        self._started = False
+
+    async def run(self, stop: asyncio.Event) -> bool:
+        """Run until `stop` is set; return False if leadership was lost instead."""
+        async with kube.Client(self._config) as client, Tasks() as tasks:
+            if self._serving is not None:
+                tasks.spawn(self._serve(client, self._serving), "kubelet-api")
+            election = self._election(client)
+            if election is not None:
+                self._started = True
+                leads = tasks.spawn(election.acquire(), "election")
+                stopped = tasks.spawn(stop.wait(), "stop")
+                await asyncio.wait({leads, stopped}, return_when=asyncio.FIRST_COMPLETED)
+                if not leads.done():
+                    await self._close_api()
+                    return True
+            try:
+                return await self._lead(client, election, stop)
+            finally:
+                await self._close_api()
+                if election is not None:
+                    await election.release()
+
+    def _election(self, client: kube.Client) -> Election | None:
+        if not self._leader_namespace:
+            return None
+        identity = f"{os.environ.get('POD_NAME') or os.uname().nodename}-{os.getpid()}"
+        return Election(
+            client=client,
+            namespace=self._leader_namespace,
+            name=f"kvedge-{self._spec.name}",
+            identity=identity,
+        )
+
+    async def _lead(
+        self, client: kube.Client, election: Election | None, stop: asyncio.Event
+    ) -> bool:
+        async with Tasks(self._failed) as tasks:
+            engine = self.engine = PodEngine(
+                client=client,
+                node=self._spec,
+                provider=self._provider,
+                tasks=tasks,
+                linger_seconds=self._linger,
+            )
+            if self._api is not None:
+                self._api.engine = engine
+            await self._provider.start(engine)
+            ends = {
+                tasks.spawn(engine.run(), "pods"),
+                tasks.spawn(stop.wait(), "stop"),
+            }
+            keeper = NodeKeeper(client, self._spec, self._provider.health)
+            await self._first_pods(engine)
+            ends.add(tasks.spawn(keeper.run(), "node"))
+            if election is not None:
+                ends.add(tasks.spawn(election.hold(), "lease"))
+            registered = tasks.spawn(keeper.registered.wait(), "registered")
+            registered.add_done_callback(lambda _: self.registered.set())
+            self._started = True
+            done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+            if stop.is_set():
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_FLUSH_SECONDS):
+                        await engine.events.flush()
+                        if election is None:
+                            await keeper.shut_down()
+            await self._provider.stop()
+            return stop.is_set()
+
+    async def _first_pods(self, engine: PodEngine) -> None:
+        """Say Ready only when the pods are known, but do not wait for ever."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(30):
+                await engine.synced.wait()
+
+    async def _serve(self, client: kube.Client, serving: Serving) -> None:
+        """Start the kubelet API; its imports wait until the first pods are under way."""
+        from kvedge.node import serving as certificates
+        from kvedge.node.kubelet import KubeletApi
+
+        client_ca = serving.client_ca
+        if client_ca is None and _SERVICE_ACCOUNT_CA.exists():
+            client_ca = _SERVICE_ACCOUNT_CA
+        tls = certificates.server_context(
+            self._spec.name,
+            self._spec.address,
+            certificate=serving.certificate,
+            key=serving.key,
+            client_ca=client_ca,
+        )
+        api = KubeletApi(
+            self._spec,
+            self._provider,
+            Reviewer(client, self._spec.name),
+            ready=lambda: self._started,
+            unsafe_anonymous_reads=serving.unsafe_anonymous_reads,
+        )
+        await api.start(serving.listen, serving.port, tls)
+        api.engine = self.engine
+        self._api = api
+
+    async def _close_api(self) -> None:
+        if self._api is not None:
+            await self._api.aclose()
+            self._api = None
+
+    def _failed(self, name: str, error: BaseException) -> None:
+        _log.error("task %s failed", name, exc_info=error)
+
+
+def stop_on_signals() -> asyncio.Event:
+    """Return an event that SIGTERM and SIGINT set."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    return stop
