@@ -28,6 +28,7 @@ __all__ = [
     "edge_secret_name",
     "encoded",
     "labels",
+    "needs_trust",
     "os_disk",
     "os_disk_name",
     "registry_trust",
@@ -78,6 +79,13 @@ def cloudinit_secret_name(vm: spec.Vm) -> str:
     return f"{vm.name}-cloudinit"
 
 
+def needs_trust(environment: spec.Environment) -> bool:
+    """Tell whether CDI must be given an authority to import the image."""
+    image = environment.image.reference
+    ours = not image or image.startswith(f"{environment.registry.pull}/")
+    return environment.registry.ca_file is not None and ours
+
+
 def registry_trust(environment: spec.Environment, authority: str) -> KubeObject:
     """Return the ConfigMap by which CDI trusts the registry."""
     return {
@@ -96,7 +104,7 @@ def os_disk(environment: spec.Environment, vm: spec.Vm, image_key: str, url: Any
         url: containerDisk by digest, `docker://HOST/REPOSITORY@sha256:…`.
     """
     registry: dict[str, Any] = {"url": url}
-    if environment.registry.ca_file:
+    if needs_trust(environment):
         registry["certConfigMap"] = _trust_name(environment)
     name = os_disk_name(vm, image_key)
     return _disk(environment, vm, name, "os-disk", vm.os_disk, {"registry": registry})

@@ -52,10 +52,9 @@ def build(environment: spec.Environment, by: publishing.Builder) -> None:
         wanted.kind + wanted.name: wanted for wanted in publishing.wanted_images(environment, by)
     }
     pushed = {key: BootImage(environment, wanted) for key, wanted in images.items()}
-    authority = _trusted(environment.registry.ca_file)
-    if authority and not environment.image.reference:
-        name = f"{environment.name}-registry-ca"
-        Manifest(name, manifests.registry_trust(environment, authority), plain)
+    if manifests.needs_trust(environment):
+        trust = manifests.registry_trust(environment, _trusted(environment.registry.ca_file))
+        Manifest(trust["metadata"]["name"], trust, plain)
     disk = f"disk{environment.image.recipe}"
     args = EdgeVmArgs(
         image_key=images[disk].key if disk in images else environment.image.reference[-64:],

@@ -7,15 +7,22 @@ is there already is found by one request.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Protocol
+import ssl
+import urllib.error
+import urllib.request
+from typing import TYPE_CHECKING, Any, Protocol
 
-from kvedge import names
+import kvedge
+from kvedge import errors, names
 from kvedge.progress import Progress, silent
 
 if TYPE_CHECKING:
     from kvedge import spec
 
-__all__ = ["Builder", "Wanted", "builder", "wanted_images"]
+__all__ = ["Builder", "Wanted", "builder", "check_registry", "tag", "wanted_images"]
+
+_MODULE_TAG = "1.0"
+"""Of the module images that are shipped; manifests name it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +44,10 @@ class Builder(Protocol):
 
     def key(self, kind: str, name: str) -> str:
         """Return the image's key, without building."""
+        ...
+
+    def build(self, wanted: Wanted, progress: Progress = silent) -> Any:
+        """Build the image into the cache, if it is not there."""
         ...
 
     def publish(self, wanted: Wanted, registry: spec.Registry, progress: Progress = silent) -> str:
@@ -76,16 +87,27 @@ class _Images:
 
     def key(self, kind: str, name: str) -> str:
         import images
+        from images import containers
 
-        return images.key(name) if kind == "disk" else images.container_key(name)
+        if kind == "disk":
+            return images.key(name)
+        return containers.module_key(name) if kind == "module" else containers.kvedge_image_key()
+
+    def build(self, wanted: Wanted, progress: Progress = silent) -> Any:
+        import images
+        from images import containers
+
+        if wanted.kind == "disk":
+            return images.build(wanted.name, progress=progress)
+        if wanted.kind == "module":
+            return containers.build_module(wanted.name, progress=progress)
+        return containers.build_kvedge_image(progress=progress)
 
     def publish(self, wanted: Wanted, registry: spec.Registry, progress: Progress = silent) -> str:
         import images
 
-        make = images.build if wanted.kind == "disk" else images.build_container
-        built = make(wanted.name, progress=progress)
         reference = images.push(
-            built,
+            self.build(wanted, progress),
             f"{registry.push}/{wanted.repository}",
             ca_file=registry.ca_file,
             tag=tag(wanted),
@@ -94,11 +116,55 @@ class _Images:
         return reference.rpartition("@")[2]
 
     def remove(self, wanted: Wanted, registry: spec.Registry, digest: str) -> None:
-        import images
-
-        images.remove(f"{registry.push}/{wanted.repository}@{digest}", ca_file=registry.ca_file)
+        name = digest or tag(wanted)
+        _delete_manifest(registry, wanted.repository, name)
 
 
 def tag(wanted: Wanted) -> str:
-    """Return the registry's tag of an image."""
-    return wanted.key[:16]
+    """Return the registry's tag: what people write for modules, else the key."""
+    if wanted.kind == "module":
+        return _MODULE_TAG
+    return kvedge.__version__ if wanted.kind == "connector" else wanted.key[-32:]
+
+
+def check_registry(registry: spec.Registry) -> None:
+    """Find out whether the registry answers.
+
+    Raises:
+        RemoteError: it does not, or not with a certificate that is trusted.
+    """
+    _request(registry, "GET", "/v2/")
+
+
+def _delete_manifest(registry: spec.Registry, repository: str, name: str) -> None:
+    """Remove a manifest by tag or digest; gone already is fine."""
+    path = f"/v2/{repository}/manifests/"
+    if not name.startswith("sha256:"):
+        name = _request(registry, "HEAD", path + name)
+    if name:
+        _request(registry, "DELETE", path + name)
+
+
+def _request(registry: spec.Registry, method: str, path: str) -> str:
+    """Ask the registry; return the digest header, empty if there is no such manifest."""
+    host = registry.push
+    plain = registry.ca_file is None and host.partition(":")[0] in ("localhost", "127.0.0.1")
+    url = f"{'http' if plain else 'https'}://{host}{path}"
+    accept = "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json"
+    request = urllib.request.Request(url, method=method, headers={"Accept": accept})  # noqa: S310
+    trust = ssl.create_default_context(cafile=registry.ca_file) if not plain else None
+    try:
+        with urllib.request.urlopen(request, timeout=20, context=trust) as answer:  # noqa: S310
+            return answer.headers.get("Docker-Content-Digest", "")
+    except urllib.error.HTTPError as cause:
+        if cause.code == 404 or (method == "GET" and cause.code == 401):
+            return ""
+        raise errors.RemoteError(
+            f"{method} {url}", status=cause.code, reason=str(cause.reason)
+        ) from cause
+    except OSError as cause:
+        reason = getattr(cause, "reason", cause)
+        raise errors.RemoteError(
+            f"reach registry {host!r}", reason="Unreachable", details=str(reason),
+            hint="check registry.push and registry.caFile; for a local site: kvedge site up",
+        ) from cause  # fmt: skip

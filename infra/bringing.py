@@ -1,0 +1,213 @@
+"""`kvedge up` and `kvedge down`: checks first, then the engine, then the fleet VM by VM.
+
+Nothing is changed before settings, cluster, hub and registry are known to be good.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+from typing import TYPE_CHECKING, Any
+
+from infra import access_keys, fleet, publishing, sweeping
+from kvedge import errors, iothub, kube, settings
+from kvedge.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from infra.engine import Engine, Event
+    from kvedge import spec
+
+__all__ = ["Outcome", "bring_up", "take_down"]
+
+_KINDS = (("kubevirt.io/v1", "VirtualMachine"), ("cdi.kubevirt.io/v1beta1", "DataVolume"))
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What was done."""
+
+    environment: str
+    changes: dict[str, int]
+    """Resources by `create`, `update`, `delete`, `replace`, `same`."""
+    restarted: tuple[str, ...] = ()
+    swept: tuple[str, ...] = ()
+    """What destroy had not known of."""
+
+
+def bring_up(
+    engine: Engine, *, seconds: float, wait: bool = True, progress: Progress = silent,
+    builder: publishing.Builder | None = None,
+) -> Outcome:  # fmt: skip
+    """Bring an environment to what its settings say.
+
+    Args:
+        seconds: how long the fleet may take to be ready.
+        wait: False to come back once the objects are written.
+
+    Raises:
+        SpecError: the settings are wrong; nothing was changed.
+        KvedgeError: a part cannot be reached, the engine failed or a VM is not ready; each by name.
+    """
+    environment = settings.parse(engine.stack, engine.settings(), environ=os.environ)
+    asyncio.run(_check(environment))
+    publishing_checked(environment)
+    progress("checks", 1, 1)
+    by = builder or publishing.builder()
+    for wanted in publishing.wanted_images(environment, by):
+        by.build(wanted, progress)
+    if not environment.ssh.authorized_keys:
+        access_keys.make_user_key(environment)
+    engine.prepare()
+    told = _Told(progress, "pulumi up")
+    changes = engine.up(on_event=told)
+    told.end(changes)
+    restarted = asyncio.run(_roll_out(environment, seconds, wait=wait, progress=progress))
+    return Outcome(environment=environment.name, changes=changes, restarted=tuple(restarted))
+
+
+def take_down(engine: Engine, *, keep_data: bool = False, progress: Progress = silent) -> Outcome:
+    """Take everything of an environment away.
+
+    Raises:
+        SpecError: the settings are wrong.
+        KvedgeError: other environments need its platform, or something refused to go.
+    """
+    environment = settings.parse(engine.stack, engine.settings(), environ=os.environ)
+    asyncio.run(_check(environment))
+    asyncio.run(_refuse_needed(environment))
+    progress("checks", 1, 1)
+    changes: dict[str, int] = {}
+    failure: errors.KvedgeError | None = None
+    if engine.exists():
+        told = _Told(progress, "pulumi destroy")
+        try:
+            changes = engine.destroy(on_event=told)
+        except errors.KvedgeError as cause:
+            failure = cause
+            progress("pulumi destroy", 1, 1, note="failed; sweeping")
+        else:
+            told.end(changes)
+    swept = asyncio.run(_sweep(environment, keep_data=keep_data, progress=progress))
+    if failure is not None:
+        # All that the state spoke of is gone now, so the state says nothing true any more.
+        engine.forget()
+    return Outcome(environment=environment.name, changes=changes, swept=tuple(swept))
+
+
+def publishing_checked(environment: spec.Environment) -> None:
+    """Find out whether the registry answers, if images go through it."""
+    if environment.registry.push:
+        publishing.check_registry(environment.registry)
+
+
+class _Told:
+    """Shows the engine's events as one task: how many of the planned changes are done."""
+
+    def __init__(self, progress: Progress, task: str) -> None:
+        self._progress, self._task = progress, task
+        self._done, self._total = 0, 0
+        progress(task)
+
+    def __call__(self, event: Event) -> None:
+        if event.kind == "plan":
+            self._total = event.count
+        elif event.kind == "done" and event.operation != "same":
+            self._done += 1
+        total = float(self._total + 1) if self._total else None
+        self._progress(self._task, min(self._done, self._total or self._done), total, event.name)
+
+    def end(self, changes: dict[str, int]) -> None:
+        """Tell that the run is through."""
+        changed = {k: v for k, v in changes.items() if k != "same"}
+        note = ", ".join(f"{count} {kind}" for kind, count in sorted(changed.items()))
+        total = float(self._total + 1)
+        self._progress(self._task, total, total, note or "no changes")
+
+
+async def _check(environment: spec.Environment) -> None:
+    """Find out whether cluster and hub can be used.
+
+    Raises:
+        KvedgeError: one cannot, and which.
+    """
+    async with _client(environment) as client:
+        await client.request("GET", "/version", timeout=15)
+        namespace = environment.cluster.namespace
+        try:
+            await client.get(f"/api/v1/namespaces/{namespace}")
+        except errors.NotFound as cause:
+            raise errors.KvedgeError(
+                f"namespace {namespace!r} is not there",
+                hint=f"kubectl create namespace {namespace}",
+            ) from cause
+        for api_version, kind in _KINDS:
+            try:
+                await client.path_of(api_version, kind)
+            except errors.NotFound as cause:
+                raise errors.KvedgeError(
+                    f"the cluster knows no {kind!r}", hint="install KubeVirt and CDI on it"
+                ) from cause
+    async with _hub(environment, patient=False) as hub:
+        await hub.statistics()
+
+
+async def _roll_out(
+    environment: spec.Environment, seconds: float, *, wait: bool, progress: Progress
+) -> list[str]:
+    members = [
+        fleet.Member(
+            name=vm.name,
+            namespace=environment.cluster.namespace,
+            device_id=environment.device_id(vm),
+        )
+        for vm in environment.fleet
+    ]
+
+    def on_stage(name: str, stage: fleet.Stage) -> None:
+        progress(f"VM {name}", stage.share, 1.0, stage.text)
+
+    async with _client(environment) as client:
+        restarted = await fleet.restart_changed(
+            client, members, on_restart=lambda name: progress(f"VM {name}", 0.0, 1.0, "restarting")
+        )
+        if wait:
+            async with _hub(environment) as hub:
+                await fleet.wait_ready(client, hub, members, seconds=seconds, on_stage=on_stage)
+    return restarted
+
+
+async def _refuse_needed(environment: spec.Environment) -> None:
+    if environment.platform is None:
+        return
+    async with _hub(environment, patient=False) as hub:
+        others = await sweeping.foreign_devices(hub, environment)
+    if others:
+        shown = ", ".join(others[:5]) + (", …" if len(others) > 5 else "")
+        raise errors.KvedgeError(
+            f"environment {environment.name!r} carries the platform that {len(others)} devices of "
+            f"other environments need: {shown}",
+            hint="take these environments down first",
+        )
+
+
+async def _sweep(
+    environment: spec.Environment, *, keep_data: bool, progress: Progress
+) -> list[str]:
+    async with _client(environment) as client, _hub(environment) as hub:
+        return await sweeping.sweep(
+            environment, client, hub, keep_data=keep_data, progress=progress
+        )
+
+
+def _client(environment: spec.Environment) -> kube.Client:
+    cluster = environment.cluster
+    return kube.Client(kube.load_config(cluster.kubeconfig, cluster.context))
+
+
+def _hub(environment: spec.Environment, *, patient: bool = True) -> iothub.Hub:
+    """Return a connection; an impatient one fails at once, for checks."""
+    more: dict[str, Any] = {} if patient else {"backoff": iothub.Backoff(tries=1)}
+    return iothub.Hub.from_connection_string(
+        environment.hub.connection_string, ca_file=environment.hub.ca_file, **more
+    )

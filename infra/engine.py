@@ -1,0 +1,377 @@
+"""Driving the pulumi CLI: preparing a stack, running it with events, clearing a dead run's lock.
+
+Committed stack files stay free of keys: when `PULUMI_OPTION_CONFIG_FILE` names another file, which
+the env file of a local site does, the settings are copied there and the passphrase's salt and the
+key seed are written to the copy (docs/decisions/0007-stack-files.md).
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+import os
+import secrets
+import shutil
+import sys
+import urllib.parse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from kvedge import errors, processes, redact, settings, tools
+from kvedge.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+__all__ = ["Engine", "Event", "find_project"]
+
+_CONFIG_VARIABLE = "PULUMI_OPTION_CONFIG_FILE"
+_LOCKED = "the stack is currently locked"
+_NOISE = ("an unhandled error occurred: program exited", "update failed", "preview failed")
+_SEED = f"{settings.NAMESPACE}:keySeed"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """A step of a run."""
+
+    kind: str
+    """`plan` (count is how many resources will change), `begin` or `done`."""
+    name: str = ""
+    """The resource's logical name."""
+    operation: str = ""
+    """`create`, `update`, `delete`, `replace` or `same`."""
+    count: int = 0
+
+
+@dataclasses.dataclass(slots=True)
+class _Run:
+    """What one run of the CLI said."""
+
+    events: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    plan: list[str] = dataclasses.field(default_factory=list)
+    other: list[str] = dataclasses.field(default_factory=list)
+    in_plan: bool = False
+
+
+def find_project(start: Path | None = None) -> Path:
+    """Return the folder of the project: the nearest Pulumi.yaml upwards, else our package's own.
+
+    Raises:
+        KvedgeError: there is none.
+    """
+    here = (start or Path.cwd()).absolute()
+    for folder in (here, *here.parents, Path(__file__).parents[1]):
+        file = folder / "Pulumi.yaml"
+        if file.is_file() and f"name: {settings.NAMESPACE}\n" in file.read_text(encoding="utf-8"):
+            return folder
+    raise errors.KvedgeError(
+        "no Pulumi.yaml of kvedge found", hint="run it in a checkout of the project"
+    )
+
+
+class Engine:
+    """One stack and the CLI that runs it."""
+
+    def __init__(self, stack: str, *, project: Path, progress: Progress = silent) -> None:
+        self.stack = stack
+        self.project = project
+        self._progress = progress
+        self._tools = ""
+
+    @property
+    def source(self) -> Path:
+        """The stack file that people write."""
+        return self.project / "infra" / "stacks" / f"Pulumi.{self.stack}.yaml"
+
+    @property
+    def file(self) -> Path:
+        """The stack file that the engine reads and writes."""
+        named = os.environ.get(_CONFIG_VARIABLE, "")
+        if not named:
+            return self.source
+        return Path(named).with_name(f"Pulumi.{self.stack}.yaml")
+
+    def settings(self) -> dict[str, Any]:
+        """Return the stack's settings as people wrote them, with what only the engine's file has.
+
+        Raises:
+            SpecError: there is no stack file, or it cannot be read.
+        """
+        found = settings.read_stack(self.source if self.source.exists() else self.file)
+        if self.file.exists():
+            found = {**_encrypted(settings.read_stack(self.file)), **found}
+        return found
+
+    def prepare(self) -> None:
+        """Obtain the programs, make the stack and its key seed if they are missing.
+
+        Raises:
+            ToolMissing, BuildFailed: a program cannot be had.
+            KvedgeError: the backend refused.
+        """
+        self._programs()
+        self._backend()
+        self._copy()
+        listed = self._text("stack", "ls", "--json", what="list stacks")
+        names = {entry["name"].rpartition("/")[2] for entry in json.loads(listed or "[]")}
+        if self.stack not in names:
+            self._text("stack", "init", self.stack, what=f"make stack {self.stack!r}", aside=True)
+        self._text("stack", "select", self.stack, what=f"select stack {self.stack!r}")
+        if _SEED not in _config(self.file):
+            seed = base64.b64encode(secrets.token_bytes(32)).decode()
+            self._text(
+                "config", "set", "--secret", _SEED, "--stack", self.stack,
+                what="keep the key seed", stdin=seed.encode(),
+            )  # fmt: skip
+
+    def exists(self) -> bool:
+        """Tell whether the backend knows the stack, after the programs are there."""
+        self._programs()
+        self._backend()
+        listed = self._text("stack", "ls", "--json", what="list stacks")
+        return self.stack in {e["name"].rpartition("/")[2] for e in json.loads(listed or "[]")}
+
+    def up(
+        self, *, on_event: Callable[[Event], None], expect_no_changes: bool = False
+    ) -> dict[str, int]:
+        """Run `pulumi up` and return how many resources were created, updated and so on.
+
+        Raises:
+            KvedgeError: with what the engine and its providers said.
+        """
+        more = ["--expect-no-changes"] if expect_no_changes else []
+        return self._run(["up", "--yes", *more], f"pulumi up {self.stack}", on_event)
+
+    def destroy(self, *, on_event: Callable[[Event], None]) -> dict[str, int]:
+        """Run `pulumi destroy`; errors as `up`."""
+        return self._run(["destroy", "--yes"], f"pulumi destroy {self.stack}", on_event)
+
+    def forget(self) -> None:
+        """Drop the stack's state, whatever is in it."""
+        self._text(
+            "stack", "rm", "--force", "--yes", "--preserve-config", "--stack", self.stack,
+            what=f"forget stack {self.stack!r}",
+        )  # fmt: skip
+
+    # How
+
+    def _run(
+        self, words: list[str], what: str, on_event: Callable[[Event], None]
+    ) -> dict[str, int]:
+        run = self._once(words, on_event)
+        if run is not None and self._break_dead_lock(run):
+            run = self._once(words, on_event)
+        if run is not None:
+            raise errors.KvedgeError(
+                f"{what} failed\n{_reasons(run)}", hint="mend the cause and run the same again"
+            )
+        return self._changes
+
+    def _once(self, words: list[str], on_event: Callable[[Event], None]) -> _Run | None:
+        """Run the CLI; None is success."""
+        run = _Run()
+        self._changes: dict[str, int] = {}
+
+        def on_line(line: str) -> None:
+            _sort(line, run)
+            if run.events:
+                event = run.events[-1]
+                if not event.get("told"):
+                    event["told"] = True
+                    _tell(event, on_event)
+                    self._changes = event.get("summaryEvent", {}).get(
+                        "resourceChanges", self._changes
+                    )
+            elif line.rstrip() == "}" and run.plan:
+                steps = _plan(run).get("steps") or ()
+                count = sum(1 for step in steps if step.get("op") not in ("same", "read"))
+                on_event(Event(kind="plan", count=count))
+
+        done = processes.run(
+            ["pulumi", *words, "--json", "--stack", self.stack, "--non-interactive"],
+            what=" ".join(["pulumi", *words]),
+            env=self._environment(),
+            cwd=self.project,
+            on_line=on_line,
+            check=False,
+        )
+        return run if done.returncode else None
+
+    def _break_dead_lock(self, run: _Run) -> bool:
+        """Clear the lock of a run that is no more; return whether there was one."""
+        said = "\n".join([*run.other, *run.plan, *(_message(e) for e in run.events)])
+        if _LOCKED not in said:
+            return False
+        holders = self._lock_holders()
+        alive = [pid for pid in holders if processes.start_time(pid) is not None]
+        if alive or not holders:
+            raise errors.KvedgeError(
+                f"stack {self.stack!r} is locked by another run"
+                + (f" (process {alive[0]})" if alive else ""),
+                hint=f"wait for it; if it is dead: pulumi cancel {self.stack}",
+            )
+        self._text("cancel", "--yes", self.stack, what=f"clear the lock of stack {self.stack!r}")
+        return True
+
+    def _lock_holders(self) -> list[int]:
+        """Return process ids in the lock files of a file backend; empty for other backends."""
+        url = urllib.parse.urlparse(os.environ.get("PULUMI_BACKEND_URL", ""))
+        if url.scheme != "file":
+            return []
+        found = []
+        for file in Path(url.path).glob(f".pulumi/locks/**/{self.stack}/*.json"):
+            try:
+                found.append(int(json.loads(file.read_text(encoding="utf-8"))["pid"]))
+            except (OSError, ValueError, KeyError):
+                continue
+        return found
+
+    def _programs(self) -> None:
+        if self._tools:
+            return
+        found = tools.ensure(tools.PULUMI, progress=self._progress)
+        home = Path(os.environ.get("PULUMI_HOME") or Path.home() / ".pulumi")
+        tools.install_pulumi_plugin(home, progress=self._progress)
+        # The language host starts `python`; it must be this environment's.
+        folders = [str(found["pulumi"].parent), str(Path(sys.prefix) / "bin")]
+        self._tools = os.pathsep.join(dict.fromkeys(folders))
+
+    def _backend(self) -> None:
+        url = urllib.parse.urlparse(os.environ.get("PULUMI_BACKEND_URL", ""))
+        if url.scheme == "file":
+            Path(url.path).mkdir(parents=True, exist_ok=True)
+        file = os.environ.get("PULUMI_CONFIG_PASSPHRASE_FILE")
+        if file and not Path(file).exists():
+            with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
+                out.write(secrets.token_hex(16))
+
+    def _copy(self) -> None:
+        """Bring the engine's stack file to what people wrote; secrets made here stay in it."""
+        if self.file == self.source or not self.source.exists():
+            return
+        written = yaml.safe_load(self.source.read_text(encoding="utf-8")) or {}
+        old = yaml.safe_load(self.file.read_text(encoding="utf-8")) if self.file.exists() else {}
+        kept = _encrypted((old or {}).get("config") or {})
+        merged = {**(old or {}), **written, "config": {**kept, **(written.get("config") or {})}}
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        project = {"name": settings.NAMESPACE, "runtime": "python"}
+        # A project of its own beside the copy: `stack init` takes no --config-file.
+        _write(self.file.with_name("Pulumi.yaml"), yaml.safe_dump(project))
+        text = f"# Made by kvedge from {self.source.name}; edit that one.\n"
+        _write(self.file, text + yaml.safe_dump(merged, sort_keys=False))
+
+    def _environment(self) -> dict[str, str]:
+        more = {
+            "PATH": os.pathsep.join([self._tools, os.environ.get("PATH", "")]),
+            "PULUMI_SKIP_UPDATE_CHECK": "true",
+            # Another version of the provider on PATH would win otherwise, with a warning.
+            "PULUMI_IGNORE_AMBIENT_PLUGINS": "true",
+            "KVEDGE_FLEET_WAIT": "no",
+        }
+        if self.file != self.source:
+            more[_CONFIG_VARIABLE] = str(self.file)
+        return more
+
+    def _text(
+        self, *words: str, what: str, stdin: bytes | None = None, aside: bool = False
+    ) -> str:  # fmt: skip
+        """Run a short command and return its output; `aside` runs it beside the copied file."""
+        folder = self.file.parent if aside and self.file != self.source else self.project
+        done = processes.run(
+            ["pulumi", *words, "--non-interactive"],
+            what=what,
+            env=self._environment(),
+            cwd=folder,
+            stdin=stdin,
+            check=False,
+        )
+        if done.returncode:
+            said = redact.redacted((done.stderr or done.stdout).strip())
+            raise errors.KvedgeError(f"cannot {what}: {said.removeprefix('error: ')}")
+        return done.stdout
+
+
+def _sort(line: str, run: _Run) -> None:
+    """Put a line of `--json` where it belongs: one big plan first, then an event a line."""
+    if line.startswith("{") and line.rstrip() == "{":
+        run.in_plan = True
+    if run.in_plan:
+        run.plan.append(line)
+        if line.rstrip() == "}":
+            run.in_plan = False
+        return
+    if line.startswith("{"):
+        try:
+            event = json.loads(line)
+        except ValueError:
+            event = None
+        if isinstance(event, dict) and "sequence" in event:
+            run.events.append(event)
+            return
+    run.other.append(line)
+
+
+def _tell(event: Mapping[str, Any], on_event: Callable[[Event], None]) -> None:
+    for field, kind in (("resourcePreEvent", "begin"), ("resOutputsEvent", "done")):
+        if field in event:
+            metadata = event[field]["metadata"]
+            on_event(Event(kind=kind, name=_name(metadata["urn"]), operation=metadata["op"]))
+
+
+def _plan(run: _Run) -> dict[str, Any]:
+    try:
+        return json.loads("\n".join(run.plan))
+    except ValueError:
+        return {}
+
+
+def _reasons(run: _Run) -> str:
+    """Return what went wrong, each object by its name, without the engine's own noise."""
+    found: list[str] = []
+    diagnostics = [*(_plan(run).get("diagnostics") or ())]
+    diagnostics += [event["diagnosticEvent"] for event in run.events if "diagnosticEvent" in event]
+    for one in diagnostics:
+        text = str(one.get("message", "")).strip().removeprefix("error: ")
+        if one.get("severity") != "error" or any(noise in text for noise in _NOISE):
+            continue
+        for wrapper in ("Exception calling application: ", "unhandled error: "):
+            text = text.rpartition(wrapper)[2]
+        name = _name(one["urn"]) if one.get("urn") else ""
+        line = f"{name}: {text}" if name and not name.startswith("kvedge-") else text
+        if line not in found:
+            found.append(line)
+    if not found:
+        found = [line.strip() for line in run.other if line.strip()][-10:]
+    return redact.redacted("\n".join(f"  {line}" for line in found))
+
+
+def _message(event: Mapping[str, Any]) -> str:
+    return str(event.get("diagnosticEvent", {}).get("message", ""))
+
+
+def _name(urn: str) -> str:
+    return urn.rpartition("::")[2]
+
+
+def _config(file: Path) -> dict[str, Any]:
+    if not file.exists():
+        return {}
+    return (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("config") or {}
+
+
+def _encrypted(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that are encrypted themselves."""
+    return {k: v for k, v in config.items() if isinstance(v, dict) and set(v) == {"secure"}}
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file of mode 0600 in one step."""
+    fresh = path.with_name(path.name + ".new")
+    fresh.unlink(missing_ok=True)
+    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+    shutil.move(fresh, path)
