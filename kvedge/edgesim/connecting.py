@@ -13,7 +13,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from kvedge.edgesim import merging
+from kvedge.edgesim import merging, slimming
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -139,6 +139,7 @@ class ModuleConnection:
             client.shutdown()
 
     def _client(self, key: str) -> Any:
+        slimming.leave_out_requests()
         from azure.iot.device import IoTHubModuleClient
 
         settings = self._settings

@@ -156,7 +156,6 @@ class Daemon:
         from kvedge.edgesim.connecting import ModuleConnection
 
         def prepare(module: str) -> str:
-            self._registry.check_hub()
             key = self._keys.module(module)
             self._registry.ensure_module(module, key)
             return key

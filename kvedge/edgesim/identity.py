@@ -119,7 +119,8 @@ class Registry:
     def ensure_module(self, module: str, key: str) -> None:
         """Let a module have the key, creating its identity when there is none."""
         path = f"/modules/{urllib.parse.quote(module, safe='')}"
-        status, found = self._request("GET", path, allowed=(200, 404))
+        _, listed = self._request("GET", "/modules", allowed=(200,))
+        found = next((entry for entry in listed if entry.get("moduleId") == module), None)
         authentication = (found or {}).get("authentication") or {}
         if (authentication.get("symmetricKey") or {}).get("primaryKey") == key:
             return
@@ -132,9 +133,7 @@ class Registry:
                 "symmetricKey": {"primaryKey": key, "secondaryKey": key},
             },
         }
-        self._request(
-            "PUT", path, allowed=(200, 201), body=body, if_match="*" if status == 200 else ""
-        )
+        self._request("PUT", path, allowed=(200, 201), body=body, if_match="*" if found else "")
 
     def _request(
         self,
