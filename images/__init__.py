@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from images import registry
 from images.building import BuiltImage, build, find, key
+from images.containers import build_kvedge_image, build_module, kvedge_image_key, module_key
 from kvedge.progress import silent
 
 if TYPE_CHECKING:
@@ -17,7 +18,17 @@ if TYPE_CHECKING:
 
     from kvedge.progress import Progress
 
-__all__ = ["BuiltImage", "build", "find", "key", "push"]
+__all__ = [
+    "BuiltImage",
+    "build",
+    "build_kvedge_image",
+    "build_module",
+    "find",
+    "key",
+    "kvedge_image_key",
+    "module_key",
+    "push",
+]
 
 
 def push(

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from images.recipe import Recipe
     from kvedge.progress import Progress
 
-__all__ = ["BuiltImage", "build", "find", "key", "plan_of"]
+__all__ = ["BuiltImage", "build", "build_base", "find", "key", "plan_of"]
 
-_HOOKS = ("customize.sh", "essential.sh", "layer.sh", "unpack.sh")
+_HOOKS = ("container.sh", "customize.sh", "essential.sh", "layer.sh", "unpack.sh")
 _TMPFS = Path("/dev/shm")  # noqa: S108 - mkdtemp makes a folder of our own in it
 _TMPFS_NEEDS = 3 << 30
 
@@ -88,6 +88,16 @@ def build(
     return built
 
 
+def build_base(
+    recipe_name: str, *, progress: Progress = silent, store: cache.Store | None = None
+) -> cache.Entry:
+    """Build the first layer of a recipe, a tar of a root file system, or find it built."""
+    store = store or cache.default_store()
+    plan = plan_of(recipes.load(recipe_name))
+    step = plan.steps[0]
+    return store.make(step.key, functools.partial(_root, plan, step, progress))
+
+
 def plan_of(recipe: Recipe) -> planning.Plan:
     """Return the plan of a recipe with the shipped overlays, hooks and packages."""
     top = importlib.resources.files("images")
@@ -135,14 +145,20 @@ def _root(
     assert step.layer is not None
     recipe = plan.recipe
     hooks = _hook_folder(folder)
+    whole = recipe.kind == "disk"
     argv = [
-        f"--essential-hook={hooks / 'essential.sh'}",
-        f"--customize-hook={hooks / 'customize.sh'}",
         f"--include={','.join(step.layer.packages)}",
     ]
+    if whole:
+        argv.append(f"--essential-hook={hooks / 'essential.sh'}")
+        argv.append(f"--customize-hook={hooks / 'customize.sh'}")
+    else:
+        # The variant that unpacks without installing has no later hook.
+        argv.append(f"--extract-hook={hooks / 'container.sh'}")
     if recipe.os == "debian" and Path("/usr/share/mmdebstrap/hooks/merged-usr").is_dir():
         argv.append("--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr")
-    _mmdebstrap(recipe, "apt", argv, folder / "root.tar", step, progress, env={})
+    variant = "apt" if whole else "extract"
+    _mmdebstrap(recipe, variant, argv, folder / "root.tar", step, progress, env={})
     shutil.rmtree(hooks)
     return {"layer": step.name}
 

@@ -14,6 +14,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import tarfile
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -50,6 +51,10 @@ class Blob:
     size: int
     diff_id: str = ""
     """Digest of the uncompressed layer."""
+
+    def facts(self) -> dict[str, Any]:
+        """Return all fields, to be kept and given to the constructor again."""
+        return dataclasses.asdict(self)
 
     def descriptor(self) -> dict[str, Any]:
         """Return the descriptor's JSON."""
@@ -123,17 +128,27 @@ def write_container_disk(
     return _finish(layout, config, [layer], labels)
 
 
+def write_layer(folder: Path, fill: Callable[[IO[bytes]], None]) -> Blob:
+    """Write one compressed layer as a blob of a layout; `fill` writes an uncompressed tar."""
+    return _write_layer(folder, fill, compress=True)
+
+
 def write_image(
     layout: Path,
-    layers: Sequence[Callable[[IO[bytes]], None]],
+    layers: Sequence[tuple[Blob, Path]],
     *,
     arch: str,
     epoch: int,
     config: ContainerConfig,
     labels: Mapping[str, str],
 ) -> Layout:
-    """Write a container image; each layer is a function that writes an uncompressed tar."""
-    blobs = [_write_layer(layout, layer, compress=True) for layer in layers]
+    """Write a container image of layers that were written before, each with its layout folder."""
+    folder = layout / "blobs" / "sha256"
+    folder.mkdir(parents=True, exist_ok=True)
+    for blob, source in layers:
+        name = blob.digest.removeprefix("sha256:")
+        _link(source / "blobs" / "sha256" / name, folder / name)
+    blobs = [blob for blob, _ in layers]
     run: dict[str, Any] = {
         "Entrypoint": list(config.entrypoint),
         "Env": list(config.env),
@@ -173,6 +188,15 @@ def read_layout(path: Path) -> Layout:
         raise errors.KvedgeError(
             f"cannot read image layout {str(path)!r}: {cause}", hint="build the image again"
         ) from cause
+
+
+def _link(source: Path, target: Path) -> None:
+    if target.exists():
+        return
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 class _Hashing(io.RawIOBase):

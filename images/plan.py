@@ -69,6 +69,7 @@ def plan(recipe: Recipe, assets: Assets) -> Plan:
     """Return the steps of a recipe."""
     steps: list[Step] = []
     common = {
+        "recipe": recipe.kind,
         "os": recipe.os,
         "release": recipe.release,
         "arch": recipe.arch,

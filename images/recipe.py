@@ -26,6 +26,7 @@ _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
 _UNIT = re.compile(r"[A-Za-z0-9@:_.\\-]+\.(service|socket|timer|mount|target|path)")
 _ACCOUNT = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
 _ARCHES = ("amd64", "arm64")
+_KINDS = ("disk", "container")
 _OSES = ("debian", "ubuntu")
 _LOCAL_PACKAGES = ("edgesim",)
 
@@ -91,6 +92,8 @@ class Recipe:
     """One image."""
 
     name: str
+    kind: str
+    """`disk`, or `container` for a base layer without kernel and init."""
     os: str
     release: str
     arch: str
@@ -107,9 +110,10 @@ class Recipe:
 
 
 def names() -> tuple[str, ...]:
-    """Return the names of the shipped recipes."""
+    """Return the names of the shipped recipes of disks."""
     folder = importlib.resources.files("images") / "recipes"
-    return tuple(sorted(f.name[:-5] for f in folder.iterdir() if f.name.endswith(".toml")))
+    found = sorted(f.name[:-5] for f in folder.iterdir() if f.name.endswith(".toml"))
+    return tuple(name for name in found if not name.endswith("-container"))
 
 
 def load(name: str, *, folder: Path | None = None) -> Recipe:
@@ -141,11 +145,12 @@ def parse(text: str, *, subject: str = "recipe") -> Recipe:
         ) from cause
     reader = _Reader()
     top = reader.table(raw, "", {
-        "name", "os", "release", "arch", "epoch", "revision", "disk_mib",
+        "kind", "name", "os", "release", "arch", "epoch", "revision", "disk_mib",
         "apt", "layers", "users", "content", "boot",
     })  # fmt: skip
     recipe = Recipe(
         name=reader.text(top, "name", pattern=_NAME),
+        kind=reader.text(top, "kind", allowed=_KINDS, default="disk"),
         os=reader.text(top, "os", allowed=_OSES),
         release=reader.text(top, "release", pattern=_NAME),
         arch=reader.text(top, "arch", allowed=_ARCHES),

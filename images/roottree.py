@@ -112,12 +112,14 @@ def merge(
     members: Iterable[Member],
     amend: Mapping[str, Callable[[bytes], bytes]],
     epoch: int,
+    drop: tuple[str, ...] = (),
     on_bytes: Callable[[int], None] | None = None,
 ) -> None:
     """Copy a tree and lay members over it; `amend` rewrites single files by path.
 
     A member replaces what was at its path (an existing folder stays as it is). Members come last,
-    parents first, with missing parents made as folders 0755 of root.
+    parents first, with missing parents made as folders 0755 of root. Paths that begin with one of
+    `drop` are left out.
     """
     over = {member.path: member for member in members}
     folders = {""}
@@ -125,6 +127,9 @@ def merge(
     copied = told = 0
     for record in records(stream):
         path = record.path
+        if drop and path.startswith(drop):
+            _skip(stream, record)
+            continue
         if record.kind == "5":
             folders.add(path)
             mine = over.get(path)
