@@ -8,6 +8,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+pytest_plugins = ["kvedge.testing.sites"]
+
 _UNIT_SECONDS = 20
 _ROOT = Path(__file__).parent
 

@@ -122,6 +122,7 @@ class Supervisor:
             await self._wait_for(part.needs)
             begun = time.monotonic()
             try:
+                seen.ready_after = 0.0
                 if seen.running is None:
                     seen.running = self._start(part)
                 seen.since = time.time()
@@ -170,7 +171,7 @@ class Supervisor:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_POLL_SECONDS):
                         await ended.wait()
-            seen.error = _last_words(self._folder.log(part.name)) or "ended"
+            seen.error = _epitaph(running, self._folder.log(part.name))
         finally:
             loop.remove_reader(running.handle)
 
@@ -287,7 +288,7 @@ class Supervisor:
         self._tell()
 
     def _poke(self) -> None:
-        """Check everything anew; `up` knows by its token when what it reads is newer than its ask."""
+        """Check everything anew; the token tells `up` that an answer is newer than its question."""
         with contextlib.suppress(OSError):
             self._asked = self._folder.asked_file.read_text(encoding="ascii")
         for seen in self._seen.values():
@@ -362,6 +363,17 @@ def _open(pid: int, start: int) -> _Running | None:
         os.close(handle)
         return None
     return _Running(pid=pid, start=start, handle=handle)
+
+
+def _epitaph(running: _Running, log: Path) -> str:
+    """Tell how a process ended; its exit code is only known of this process's own children."""
+    if running.child is None:
+        return "ended"
+    code = running.child.wait()
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    words = _last_words(log)
+    return f"exited {code}" + (f": {words}" if words else "")
 
 
 def _last_words(log: Path) -> str:
