@@ -23,6 +23,7 @@ __all__ = ["Actor", "Actors", "Crew", "Finished", "timestamp"]
 _LOG = logging.getLogger("kvedge.site.host")
 _FIRST_PAUSE = 0.2
 _LONGEST_PAUSE = 20.0
+_DEAF_SECONDS = 1.0
 
 
 def timestamp(*, micro: bool = False) -> str:
@@ -136,9 +137,10 @@ class Actors(Generic[_A]):
         try:
             while True:
                 wake.clear()
+                failed = True
                 try:
                     again = await actor.step()
-                    pause = _FIRST_PAUSE
+                    pause, failed = _FIRST_PAUSE, False
                 except Finished:
                     return
                 except errors.KvedgeError as error:
@@ -147,6 +149,9 @@ class Actors(Generic[_A]):
                 except Exception:
                     _LOG.exception("%s", actor.name)
                     again, pause = pause, min(pause * 2, _LONGEST_PAUSE)
+                if failed:
+                    # What a failed step wrote comes back as an event; it shall not cut the pause.
+                    await asyncio.sleep(min(pause, _DEAF_SECONDS))
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(again):
                         await wake.wait()

@@ -42,6 +42,7 @@ STORAGE_CLASS = "kvedge-local"
 _PROVISIONED_BY = "pv.kubernetes.io/provisioned-by"
 _BOUND_SECONDS = 0.2
 _PROGRESS_SECONDS = 0.5
+_RETRY_SECONDS, _LONGEST_RETRY_SECONDS = 2.0, 60.0
 _HTTP_CHUNK = 1024 * 1024
 
 
@@ -56,7 +57,7 @@ class _DataVolume:
     volumes: Volumes
     obj: dict[str, Any]
     restarts: int = 0
-    told: float = 0.0
+    retry_at: float = 0.0
 
     @property
     def name(self) -> str:
@@ -69,6 +70,9 @@ class _DataVolume:
         phase = (self.obj.get("status") or {}).get("phase")
         if phase in {"Succeeded", "Failed"} or self.obj["metadata"].get("deletionTimestamp"):
             return None
+        now = asyncio.get_running_loop().time()
+        if now < self.retry_at:
+            return self.retry_at - now
         try:
             self._check()
             folder = await self._folder()
@@ -76,7 +80,8 @@ class _DataVolume:
                 await self._tell("Pending", "N/A", bound=False, reason="Pending")
                 return _BOUND_SECONDS
             if not (folder / CLAIM_DISK).exists():
-                await self._tell("ImportInProgress", "0.00%", running=True, reason="Importing")
+                if not self.restarts:
+                    await self._tell("ImportInProgress", "0.00%", running=True, reason="Importing")
                 await self._make(folder / CLAIM_DISK)
         except _Refused as error:
             await self._tell("Failed", "N/A", bound=False, reason="Unsupported", message=str(error))
@@ -389,7 +394,8 @@ class Volumes:
                 continue
             actor = self._actors.get(uid)
             if actor is None:
-                self._actors.add(uid, _DataVolume(self, obj))
+                restarts = (obj.get("status") or {}).get("restartCount") or 0
+                self._actors.add(uid, _DataVolume(self, obj, restarts))
             else:
                 actor.obj = obj
                 self._actors.wake(uid)
