@@ -27,6 +27,7 @@ _COMMANDS = {
     "image": ("kvedge.cli.image:image", "Build, push and look into disk images."),
     "hub": ("kvedge.cli.hub:hub", "Run the IoT Hub emulator and look into a hub."),
     "connector": ("kvedge.cli.connector:connector", "Run the IoT Edge connector."),
+    "node": ("kvedge.cli.node:node", "Run a virtual node on another provider of pods."),
 }
 
 

@@ -19,10 +19,12 @@ from kvedge.node.pods import PodEngine
 from kvedge.node.runtime import Tasks
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from kvedge.node.kubelet import KubeletApi
     from kvedge.node.provider import Provider
 
-__all__ = ["Serving", "VirtualNode", "stop_on_signals"]
+__all__ = ["Serving", "VirtualNode", "run_all", "stop_on_signals"]
 
 _log = logging.getLogger(__name__)
 _FLUSH_SECONDS = 3.0
@@ -175,6 +177,18 @@ class VirtualNode:
 
     def _failed(self, name: str, error: BaseException) -> None:
         _log.error("task %s failed", name, exc_info=error)
+
+
+async def run_all(nodes: Sequence[VirtualNode]) -> bool:
+    """Run nodes until a signal comes; return False if one has lost its leadership."""
+    stop = stop_on_signals()
+    async with Tasks() as tasks:
+        running = [tasks.spawn(node.run(stop), f"node-{index}") for index, node in enumerate(nodes)]
+        done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+        lost = not all(task.result() for task in done)
+        stop.set()
+        await asyncio.wait(running)
+    return not lost
 
 
 def stop_on_signals() -> asyncio.Event:
