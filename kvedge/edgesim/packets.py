@@ -53,7 +53,7 @@ class PacketError(Exception):
     """The peer does not speak MQTT 3.1.1, or too much of it."""
 
 
-class Readable(Protocol):
+class _Readable(Protocol):
     """A binary stream."""
 
     def read(self, size: int, /) -> bytes | None:
@@ -81,7 +81,7 @@ class Publish:
     packet_id: int
 
 
-def read_packet(stream: Readable) -> tuple[int, int, bytes] | None:
+def read_packet(stream: _Readable) -> tuple[int, int, bytes] | None:
     """Return type, flags and body of the next packet, or nothing at the end of the stream."""
     head = stream.read(1)
     if not head:
