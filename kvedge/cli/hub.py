@@ -133,3 +133,75 @@ def monitor_events(
                 return
 
     asyncio.run(follow())
+
+
+@hub.command()
+@click.option("--devices", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option(
+    "--connection-file",
+    type=_FILE,
+    envvar="KVEDGE_HUB_CONNECTION_STRING_FILE",
+    required=True,
+    help="File with the service connection string.",
+)
+@click.option("--ca", type=_FILE, envvar="KVEDGE_HUB_CA_FILE", help="The hub's CA (PEM).")
+@click.option("--mqtt", required=True, callback=_place, help="The hub's device side.")
+@click.option("--host", default="hub.kvedge.test", show_default=True, help="The hub's own name.")
+@click.option("--prefix", default="sim", show_default=True, help="Device ids begin with it.")
+@click.option("--tag", "tags", multiple=True, metavar="NAME=VALUE", help="A twin tag.")
+@click.option(
+    "--mix",
+    default="success=1",
+    show_default=True,
+    help="Shares, such as success=90,failing=5,slow=3,offline=2.",
+)
+@click.option(
+    "--delay",
+    "delay_seconds",
+    type=click.FloatRange(min=0),
+    default=2.0,
+    show_default=True,
+    help="Seconds from a new manifest to its report.",
+)
+def simulate(
+    devices: int,
+    connection_file: Path,
+    ca: Path | None,
+    mqtt: tuple[str, int],
+    host: str,
+    prefix: str,
+    tags: tuple[str, ...],
+    mix: str,
+    delay_seconds: float,
+) -> None:
+    """Run simulated edge devices until interrupted."""
+    import asyncio
+
+    from kvedge.emulator import simulation
+
+    try:
+        shares = {
+            simulation.Behaviour(name): int(share)
+            for name, _, share in (part.partition("=") for part in mix.split(","))
+        }
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--mix") from error
+    plan = simulation.Plan(
+        connection_string=connection_file.read_text(encoding="utf-8"),
+        mqtt=mqtt,
+        host=host,
+        ca=ca,
+        devices=devices,
+        prefix=prefix,
+        tags={name: value for name, _, value in (tag.partition("=") for tag in tags)},
+        mix=shares,
+        delay_seconds=delay_seconds,
+    )
+
+    async def run() -> None:
+        async with simulation.Simulation(plan) as running:
+            await running.connected()
+            click.echo(f"{devices} devices run; Ctrl-C ends them")
+            await asyncio.Event().wait()
+
+    asyncio.run(run())

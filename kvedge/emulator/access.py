@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import urllib.parse
 from typing import TYPE_CHECKING
 
 from kvedge.emulator import records, times, tokens
@@ -117,7 +118,10 @@ class Access:
             covered = not inner or f"{resource}/".startswith(f"{inner}/")
             good = rights is not None and Right.DEVICE_CONNECT in rights and covered
         else:
-            good = inner == resource and _signed_by_identity(token, identity)
+            # Some clients quote the ids once more inside the resource.
+            good = resource in (inner, urllib.parse.unquote(inner)) and _signed_by_identity(
+                token, identity
+            )
         return token.expiry if good else None
 
     def _policy_rights(self, token: tokens.Token) -> Right | None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from kvedge.emulator.records import Json
 
-__all__ = ["events"]
+__all__ = ["connection_parts", "events"]
 
 _WAIT_SECONDS = 25
 
@@ -27,7 +27,7 @@ async def events(
     connection_string: str, *, ca: Path | None, after: int = -1, device_id: str = ""
 ) -> AsyncIterator[Json]:
     """Yield messages as they arrive; `after=0` begins with the oldest, -1 with the next one."""
-    host, policy, key = _parts(connection_string)
+    host, policy, key = connection_parts(connection_string)
     context = ssl.create_default_context(cafile=ca)
     async with aiohttp.ClientSession() as session:
         while True:
@@ -66,7 +66,8 @@ async def events(
                     yield event
 
 
-def _parts(connection_string: str) -> tuple[str, str, str]:
+def connection_parts(connection_string: str) -> tuple[str, str, str]:
+    """Return host, policy and key of a service connection string; raises SpecError."""
     fields: dict[str, str] = {}
     for part in connection_string.strip().split(";"):
         name, _, value = part.partition("=")

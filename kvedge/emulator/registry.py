@@ -217,7 +217,7 @@ class Registry:
             edge=edge,
             scope=scope,
             parent_scopes=parents,
-            managed_by=body.get("managedBy") if old.module_id else None,
+            managed_by=(body.get("managedBy") or old.managed_by) if old.module_id else None,
             **_authentication(body.get("authentication")),
         )
 
