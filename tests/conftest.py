@@ -8,7 +8,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-pytest_plugins = ["kvedge.testing.sites"]
+pytest_plugins = ["kvedge.testing.sites", "kvedge.testing.demos"]
 
 _UNIT_SECONDS = 20
 _ROOT = Path(__file__).parent
