@@ -1,7 +1,7 @@
 """One leader among replicas, by a Lease.
 
-A replica leads while it renews the Lease in time, and stops by itself when it cannot, before another
-one may take over. Expiry is judged by the own clock: how long the Lease has looked the same.
+A replica leads while it renews the Lease in time, and stops by itself when it cannot, before
+another one may take over. Expiry is judged by the own clock: how long the Lease looks the same.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Election:
 
     async def acquire(self) -> None:
         """Wait until this replica leads."""
-        while not await self._try():
+        while not await self._try():  # noqa: ASYNC110 - the Lease is polled
             await asyncio.sleep(self.retry_seconds)
         _log.info("%s leads %s/%s", self.identity, self.namespace, self.name)
 

@@ -1,8 +1,8 @@
 """The kubelet's HTTPS API: pods, logs, statistics and metrics of the virtual node.
 
-The API server calls it for `kubectl logs` and for nodes/…/proxy, metrics-server for usage. Paths and
-formats are the kubelet's; labels are in the order namespace, pod, container, which Virtual Kubelet's
-end-to-end suite relies on.
+The API server calls it for `kubectl logs` and nodes/…/proxy, metrics-server for usage. Paths and
+formats are the kubelet's; labels come in the order namespace, pod, container, which the end-to-end
+suite of Virtual Kubelet relies on.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ again. The lease says that the process lives; Ready says whether pods can be tak
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import datetime
 import logging
@@ -89,18 +90,27 @@ class NodeKeeper:
         self._since: dict[str, tuple[str, str]] = {}
         """Status and transition time of each condition."""
         self._path = f"/api/v1/nodes/{spec.name}"
+        self._drifted = asyncio.Event()
         self.registered = asyncio.Event()
 
     async def run(self) -> None:
-        """Register, then keep status and lease for ever."""
+        """Register, then keep object, status and lease for ever."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._watch(), name="node-watch")
+            group.create_task(self._keep(), name="node-keep")
+
+    async def _keep(self) -> None:
         loop = asyncio.get_running_loop()
         written, renewed, told = 0.0, 0.0, None
         while True:
             now, health = loop.time(), self._health()
+            drifted = self._drifted.is_set()
+            self._drifted.clear()
             try:
                 if not self._uid:
                     await self._register()
-                if health != told or now - written >= _STATUS_SECONDS:
+                    told = None
+                if drifted or health != told or now - written >= _STATUS_SECONDS:
                     await self._write(health)
                     told, written = health, now
                     self.registered.set()
@@ -108,11 +118,34 @@ class NodeKeeper:
                     await self._renew()
                     renewed = now
             except errors.NotFound:
-                _log.warning("node %s has gone and is made again", self._spec.name)
-                self._uid, told = "", None
+                self._uid = ""
             except errors.RemoteError as error:
                 _log.warning("node %s: %s", self._spec.name, error)
-            await asyncio.sleep(_LOOK_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_SECONDS):
+                    await self._drifted.wait()
+
+    async def _watch(self) -> None:
+        """Notice at once that the object was removed or that somebody doubts that we live."""
+        selector = f"metadata.name={self._spec.name}"
+        try:
+            async with contextlib.aclosing(
+                self._client.watch("/api/v1/nodes", fieldSelector=selector)
+            ) as stream:
+                async for kind, node in stream:
+                    if kind == "DELETED" and node["metadata"]["uid"] == self._uid:
+                        _log.warning("node %s has gone and is made again", self._spec.name)
+                        self._uid = ""
+                        self._drifted.set()
+                    elif kind == "MODIFIED" and self._is_doubted(node):
+                        self._drifted.set()
+        except errors.RemoteError as error:
+            _log.warning("node %s is not watched: %s", self._spec.name, error)
+
+    def _is_doubted(self, node: KubeObject) -> bool:
+        """Tell whether the node lifecycle controller has marked the node as silent."""
+        conditions = (node.get("status") or {}).get("conditions") or ()
+        return any(entry["status"] == "Unknown" for entry in conditions)
 
     async def shut_down(self) -> None:
         """Tell that the node stops; the object, its pods and their work stay."""

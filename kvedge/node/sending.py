@@ -161,7 +161,7 @@ class EventLane:
 
     async def flush(self) -> None:
         """Wait until all events are written."""
-        while len(self):
+        while len(self):  # noqa: ASYNC110 - only at the end of a process
             await asyncio.sleep(0.02)
 
     async def _work(self, number: int) -> None:

@@ -1,0 +1,170 @@
+"""A bare API server for tests: the fixture `cluster` is etcd and kube-apiserver on loopback.
+
+Limits: no controllers and no scheduler, so pods are bound by their nodeName, nobody collects
+garbage and no ServiceAccount is needed; one admin token. Everything else is the real thing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import secrets
+import shutil
+import signal
+import socket
+import ssl
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kvedge import processes, tools
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Iterator
+
+__all__ = ["Cluster", "cluster", "running_cluster"]
+
+_START_SECONDS = 120.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """A running API server."""
+
+    url: str
+    kubeconfig: Path
+    log: Path
+    """What the API server printed."""
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """Yield an API server that all tests of the session share."""
+    folder = Path(tempfile.mkdtemp(prefix="kvedge-cluster-"))
+    try:
+        with running_cluster(folder) as running:
+            yield running
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def running_cluster(folder: Path) -> Iterator[Cluster]:
+    """Run etcd and kube-apiserver with their state in a folder."""
+    programs = tools.ensure(["etcd", "kube-apiserver"])
+    etcd_port, peer_port, api_port = _free_ports(3)
+    token = secrets.token_hex(16)
+    (folder / "tokens.csv").write_text(f"{token},admin,admin,system:masters\n")
+    key = folder / "sa.key"
+    key.write_bytes(_private_key())
+    etcd_url = f"http://127.0.0.1:{etcd_port}"
+    log = folder / "apiserver.log"
+    started: list[subprocess.Popen[bytes]] = []
+    try:
+        started.append(
+            processes.popen(
+                [
+                    programs["etcd"],
+                    f"--data-dir={folder / 'etcd'}",
+                    f"--listen-client-urls={etcd_url}",
+                    f"--advertise-client-urls={etcd_url}",
+                    f"--listen-peer-urls=http://127.0.0.1:{peer_port}",
+                    "--unsafe-no-fsync",
+                    "--log-level=error",
+                ],
+                log=folder / "etcd.log",
+            )
+        )
+        started.append(
+            processes.popen(
+                [
+                    programs["kube-apiserver"],
+                    f"--etcd-servers={etcd_url}",
+                    f"--secure-port={api_port}",
+                    "--bind-address=127.0.0.1",
+                    "--advertise-address=192.0.2.1",
+                    "--endpoint-reconciler-type=none",
+                    f"--cert-dir={folder / 'certs'}",
+                    "--service-account-issuer=https://kubernetes.default.svc",
+                    f"--service-account-key-file={key}",
+                    f"--service-account-signing-key-file={key}",
+                    f"--token-auth-file={folder / 'tokens.csv'}",
+                    "--authorization-mode=RBAC",
+                    "--service-cluster-ip-range=10.96.0.0/16",
+                    "--disable-admission-plugins=ServiceAccount",
+                ],
+                log=log,
+            )
+        )
+        url = f"https://127.0.0.1:{api_port}"
+        _await_ready(url, token, started, log)
+        kubeconfig = folder / "kubeconfig"
+        kubeconfig.write_text(_KUBECONFIG.format(url=url, token=token))
+        yield Cluster(url=url, kubeconfig=kubeconfig, log=log)
+    finally:
+        # Without etcd the API server lingers, so it goes first.
+        for process in reversed(started):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+_KUBECONFIG = """\
+apiVersion: v1
+kind: Config
+clusters: [{{name: test, cluster: {{server: "{url}", insecure-skip-tls-verify: true}}}}]
+users: [{{name: admin, user: {{token: {token}}}}}]
+contexts: [{{name: test, context: {{cluster: test, user: admin}}}}]
+current-context: test
+"""
+
+
+def _free_ports(count: int) -> list[int]:
+    held = [socket.socket() for _ in range(count)]
+    try:
+        for one in held:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in held]
+    finally:
+        for one in held:
+            one.close()
+
+
+def _private_key() -> bytes:
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    return ec.generate_private_key(ec.SECP256R1()).private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.TraditionalOpenSSL,
+        serialization.NoEncryption(),
+    )
+
+
+def _await_ready(url: str, token: str, started: list[subprocess.Popen[bytes]], log: Path) -> None:
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    request = urllib.request.Request(  # noqa: S310 - our own server
+        f"{url}/api/v1/namespaces/kube-system", headers={"Authorization": f"Bearer {token}"}
+    )
+    # The environment's proxies do not lead to our own server.
+    opener = urllib.request.build_opener(
+        urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
+    )
+    deadline = time.monotonic() + _START_SECONDS
+    while True:
+        if any(process.poll() is not None for process in started):
+            break
+        with contextlib.suppress(OSError), opener.open(request, timeout=5) as answer:
+            if answer.status == 200:
+                return
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.1)
+    raise RuntimeError("the API server does not start:\n" + log.read_text()[-2000:])

@@ -1,0 +1,81 @@
+"""A real API server, a client for it and virtual nodes of the mock provider."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+
+import pytest
+
+from kvedge import kube
+from kvedge.node import NodeSpec, running
+from kvedge.node.mock import MockProvider
+from kvedge.testing.clusters import cluster  # noqa: F401 - a fixture
+
+_serial = itertools.count(1)
+
+
+@pytest.fixture
+async def client(cluster):  # noqa: F811
+    """A client with all rights."""
+    async with kube.Client(kube.load_config(cluster.kubeconfig)) as made:
+        yield made
+
+
+@pytest.fixture
+async def namespace(client):
+    """A namespace of its own for each test."""
+    name = f"t{next(_serial)}"
+    body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
+    await client.post("/api/v1/namespaces", body)
+    return name
+
+
+@pytest.fixture
+def start_node(cluster):  # noqa: F811
+    """Return what starts a virtual node as an async context: `start_node(name, provider)`."""
+
+    @contextlib.asynccontextmanager
+    async def start(name=None, provider=None, *, registered=True, **options):
+        stop = asyncio.Event()
+        node = running.VirtualNode(
+            config=kube.load_config(cluster.kubeconfig),
+            spec=NodeSpec(
+                name=name or f"n{next(_serial)}",
+                address="127.0.0.1",
+                port=10250,
+                provider="mock",
+                capacity={"cpu": "100", "memory": "100Gi", "pods": "1000"},
+            ),
+            provider=provider or MockProvider(),
+            **options,
+        )
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(node.run(stop), name="node")
+            try:
+                if registered:
+                    await node.registered.wait()
+                yield node
+            finally:
+                stop.set()
+                await task
+
+    return start
+
+
+@pytest.fixture
+def until():
+    """Return what awaits a condition, a function or a coroutine function, for some seconds."""
+
+    async def wait(condition, seconds=20.0):
+        async with asyncio.timeout(seconds):
+            while True:
+                found = condition()
+                if asyncio.iscoroutine(found):
+                    found = await found
+                if found:
+                    return found
+                await asyncio.sleep(0.02)
+
+    return wait

@@ -1,0 +1,259 @@
+"""The pod engine against a real API server."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from kvedge import errors
+from kvedge.node.mock import MockProvider
+
+pytestmark = pytest.mark.timeout(180)
+
+
+def pod(name: str, node: str, **spec) -> dict:
+    """Return a pod that is bound to a node."""
+    container = {"name": "c", "image": "i", **spec.pop("container", {})}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name},
+        "spec": {
+            "nodeName": node,
+            "enableServiceLinks": False,
+            "containers": [container],
+            **spec,
+        },
+    }
+
+
+class Recording(MockProvider):
+    """The mock, which also remembers what it was asked and can be told to fail."""
+
+    def __init__(self, **options) -> None:
+        super().__init__(**options)
+        self.calls = []
+        self.works = {}
+        self.fail = []
+
+    async def create(self, work):
+        name = work.pod["metadata"]["name"]
+        self.calls.append(("create", name))
+        self.works[name] = work
+        if self.fail:
+            raise self.fail.pop(0)
+        return await super().create(work)
+
+    async def update(self, work):
+        self.calls.append(("update", work.pod["metadata"]["name"]))
+        return await super().update(work)
+
+    async def delete(self, pod) -> bool:
+        self.calls.append(("delete", pod["metadata"]["name"]))
+        return await super().delete(pod)
+
+
+async def _phase(client, namespace, name):
+    found = await client.get(f"/api/v1/namespaces/{namespace}/pods/{name}")
+    return (found.get("status") or {}).get("phase")
+
+
+async def _events(client, namespace):
+    listed = await client.get(f"/api/v1/namespaces/{namespace}/events")
+    return [event["reason"] for event in listed["items"]]
+
+
+async def _gone(client, namespace, name):
+    try:
+        await client.get(f"/api/v1/namespaces/{namespace}/pods/{name}")
+    except errors.NotFound:
+        return True
+    return False
+
+
+async def test_life_of_a_pod(client, namespace, start_node, until):
+    """A pod runs, is changed and leaves at once although its grace period is 30 seconds."""
+    provider = Recording()
+    pods = f"/api/v1/namespaces/{namespace}/pods"
+    async with start_node("life", provider) as node:
+        await client.post(pods, pod("a", "life"))
+
+        async def running():
+            return await _phase(client, namespace, "a") == "Running"
+
+        await until(running)
+        await client.patch(f"{pods}/a", {"metadata": {"labels": {"x": "y"}}})
+        await until(lambda: ("update", "a") in provider.calls)
+        found = await client.get(f"{pods}/a")
+        assert found["metadata"]["labels"] == {"x": "y"}
+        began = asyncio.get_running_loop().time()
+        await client.delete(f"{pods}/a")
+
+        async def gone():
+            return await _gone(client, namespace, "a")
+
+        await until(gone)
+        assert asyncio.get_running_loop().time() - began < 10
+        await node.engine.events.flush()
+        assert provider.calls == [("create", "a"), ("update", "a"), ("delete", "a")]
+        assert {"ProviderCreateSuccess", "ProviderDeleteSuccess"} <= set(
+            await _events(client, namespace)
+        )
+
+
+async def test_restart_writes_nothing(client, namespace, start_node, until):
+    """A node that starts again leaves the status of running pods as it is."""
+    pods = f"/api/v1/namespaces/{namespace}/pods"
+    async with start_node("again"):
+        await client.post(pods, pod("a", "again"))
+
+        async def running():
+            return await _phase(client, namespace, "a") == "Running"
+
+        await until(running)
+    before = await client.get(f"{pods}/a")
+    provider = Recording()
+    async with start_node("again", provider) as node:
+        await until(lambda: node.engine.synced.is_set())
+        assert node.engine.counters.statuses == 0
+        assert node.engine.counters.events == 0
+    after = await client.get(f"{pods}/a")
+    assert after["metadata"]["resourceVersion"] == before["metadata"]["resourceVersion"]
+    assert provider.calls == [("create", "a")]
+
+
+async def test_missing_config_map_wakes_the_pod(client, namespace, start_node, until):
+    """A pod waits with a reason for a mandatory ConfigMap and runs as soon as it arrives."""
+    pods = f"/api/v1/namespaces/{namespace}/pods"
+    env = [{"name": "K", "valueFrom": {"configMapKeyRef": {"name": "late", "key": "k"}}}]
+    provider = Recording()
+    async with start_node("waiting", provider) as node:
+        await client.post(pods, pod("a", "waiting", container={"env": env}))
+
+        async def waiting():
+            found = await client.get(f"{pods}/a")
+            states = [c["state"] for c in found["status"].get("containerStatuses", ())]
+            return [s["waiting"]["reason"] for s in states] == ["CreateContainerConfigError"]
+
+        await until(waiting)
+        assert provider.calls == []
+        config = {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": "late"},
+            "data": {"k": "v"},
+        }
+        await client.post(f"/api/v1/namespaces/{namespace}/configmaps", config)
+
+        async def running():
+            return await _phase(client, namespace, "a") == "Running"
+
+        await until(running)
+        assert provider.works["a"].env == {"c": {"K": "v"}}
+        await node.engine.events.flush()
+        assert "MandatoryConfigMapNotFound" in await _events(client, namespace)
+
+
+async def test_force_deleted_pod_ends_at_the_provider(client, namespace, start_node, until):
+    """A pod whose object vanishes is ended at the provider and no longer listed as running."""
+    pods = f"/api/v1/namespaces/{namespace}/pods"
+    provider = Recording()
+    async with start_node("force", provider) as node:
+        await client.post(pods, pod("a", "force"))
+
+        async def running():
+            return await _phase(client, namespace, "a") == "Running"
+
+        await until(running)
+        assert b'"a"' in node.engine.pod_list(running=True)
+        await client.delete(f"{pods}/a", gracePeriodSeconds=0)
+        await until(lambda: ("delete", "a") in provider.calls)
+        await until(lambda: b'"a"' not in node.engine.pod_list(running=True))
+
+
+async def test_passing_failure_is_tried_again(client, namespace, start_node, until):
+    """A provider's passing failure keeps the pod Pending with its words, then it runs."""
+    pods = f"/api/v1/namespaces/{namespace}/pods"
+    provider = Recording()
+    provider.fail = [errors.Throttled("write to the backend", status=429)]
+    async with start_node("flaky", provider) as node:
+        await client.post(pods, pod("a", "flaky", restartPolicy="Never"))
+
+        async def running():
+            return await _phase(client, namespace, "a") == "Running"
+
+        await until(running)
+        assert provider.calls == [("create", "a"), ("create", "a")]
+        await node.engine.events.flush()
+        assert {"ProviderCreateFailed", "ProviderCreateSuccess"} <= set(
+            await _events(client, namespace)
+        )
+
+
+async def test_refused_pod_is_not_tried_again(client, namespace, start_node, until):
+    """What a provider refuses stays Pending with every reason and is not retried."""
+    pods = f"/api/v1/namespaces/{namespace}/pods"
+    provider = Recording()
+    problem = errors.Problem(path="spec.x", message="cannot be done", hint="leave it out")
+    provider.fail = [errors.SpecError("cannot place pod 'a'", [problem])]
+    async with start_node("strict", provider):
+        await client.post(pods, pod("a", "strict"))
+
+        async def told():
+            found = await client.get(f"{pods}/a")
+            return found["status"].get("reason") == "ProviderFailed" and found
+
+        found = await until(told)
+        assert "spec.x: cannot be done (leave it out)" in found["status"]["message"]
+        assert found["status"]["phase"] == "Pending"
+        assert provider.calls == [("create", "a")]
+
+
+async def test_foreign_status_write_is_mended(client, namespace, start_node, until):
+    """When somebody else marks a pod not ready, the node writes the truth again."""
+    pods = f"/api/v1/namespaces/{namespace}/pods"
+    async with start_node("mending"):
+        await client.post(pods, pod("a", "mending"))
+
+        async def ready():
+            found = await client.get(f"{pods}/a")
+            conditions = found["status"].get("conditions", ())
+            return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
+
+        await until(ready)
+        body = {"status": {"conditions": [{"type": "Ready", "status": "False"}]}}
+        await client.patch(f"{pods}/a/status", body, "strategic")
+        await until(ready)
+
+
+async def test_slow_provider_does_not_queue_pods(client, namespace, start_node, until):
+    """Fifty pods on a provider that takes a second run after about one second, not fifty."""
+    pods = f"/api/v1/namespaces/{namespace}/pods"
+    async with start_node("slow", MockProvider(latency_seconds=1.0)) as node:
+        async with asyncio.TaskGroup() as group:
+            for index in range(50):
+                group.create_task(client.post(pods, pod(f"p{index}", "slow")))
+        began = asyncio.get_running_loop().time()
+        await until(lambda: node.engine.counters.statuses >= 50)
+        assert asyncio.get_running_loop().time() - began < 10
+
+
+async def test_node_is_made_again(client, start_node, until):
+    """A node object that somebody deletes comes back with labels and taint."""
+    async with start_node("lost"):
+        before = await client.get("/api/v1/nodes/lost")
+        await client.delete("/api/v1/nodes/lost")
+
+        async def back():
+            try:
+                found = await client.get("/api/v1/nodes/lost")
+            except errors.NotFound:
+                return None
+            return found["metadata"]["uid"] != before["metadata"]["uid"] and found
+
+        found = await until(back)
+        assert found["metadata"]["labels"]["type"] == "virtual-kubelet"
+        assert {"key": "virtual-kubelet.io/provider", "value": "mock", "effect": "NoSchedule"} in (
+            found["spec"]["taints"]
+        )
