@@ -59,8 +59,7 @@ def test_admission_answers_with_kubevirts_own_words(site):
     bad["spec"]["template"]["spec"]["domain"]["devices"]["disks"][0]["disk"]["bus"] = "ide"
     done = kubectl(site, "create", "-f", "-", check=False, stdin=json.dumps(bad))
     assert done.returncode != 0
-    assert "virtualmachine-validator.kubevirt.io" in done.stderr
-    assert "IDE bus is not supported" in done.stderr
+    assert "devices.disks[0].disk.bus: IDE bus is not supported" in done.stderr
 
 
 def test_admission_accepts_and_completes_a_good_machine(site):
@@ -120,7 +119,7 @@ def test_each_component_may_do_its_own_work_only(site, identity, verb, resource,
         *("auth", "can-i", verb, name, "-A", *([f"--subresource={sub}"] if sub else [])),
         check=False,
     )
-    assert done.stdout.strip() == answer, done.stderr
+    assert done.stdout.split()[0] == answer, done.stderr
 
 
 def test_names_and_addresses_inside(site):
