@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from kvedge.site.host.vmis import Guest, Guests
     from kvedge.site.host.workloads import Workload, Workloads
 
-__all__ = ["LauncherPod", "Pods"]
+__all__ = ["LauncherPod", "Pods", "RefusedPod"]
 
 _VMI_LABEL = "kubevirt.io/created-by"
 _DISK_PREFIX = "volume"

@@ -362,6 +362,7 @@ class Volumes:
 
     async def ensure_class(self) -> None:
         """Make the storage class and what CDI's users look for."""
+        modes = [{"accessModes": ["ReadWriteOnce"], "volumeMode": "Filesystem"}]
         for obj in (
             {
                 "apiVersion": "storage.k8s.io/v1",
@@ -377,11 +378,32 @@ class Volumes:
                 "volumeBindingMode": "Immediate",
                 "reclaimPolicy": "Delete",
             },
+            {
+                "apiVersion": "cdi.kubevirt.io/v1beta1",
+                "kind": "CDIConfig",
+                "metadata": {"name": "config"},
+                "spec": {},
+                # A qcow2 grows as it is written, so a disk may be as large as its claim.
+                "status": {"filesystemOverhead": {"global": "0"}},
+            },
+            {
+                "apiVersion": "cdi.kubevirt.io/v1beta1",
+                "kind": "StorageProfile",
+                "metadata": {"name": STORAGE_CLASS},
+                "spec": {"claimPropertySets": modes},
+            },
         ):
-            try:
-                await self.kube.apply(obj, field_manager="kvedge-host")
-            except errors.Unauthorized as error:
-                _LOG.info("storage class is left to the site: %s", error)
+            await self.kube.apply(obj, field_manager="kvedge-host")
+        await self.kube.patch(
+            f"{_CDI}/storageprofiles/{STORAGE_CLASS}/status",
+            {
+                "status": {
+                    "provisioner": _PROVISIONER,
+                    "storageClass": STORAGE_CLASS,
+                    "claimPropertySets": modes,
+                }
+            },
+        )
 
     async def watch_data_volumes(self) -> None:
         """Serve DataVolumes for ever."""

@@ -347,6 +347,8 @@ class Workload:
         }
         for mount in spec.get("volumeMounts") or ():
             source = self.directory / "volumes" / mount["name"] / (mount.get("subPath") or "")
+            if kinds[mount["name"]] == "emptyDir":
+                source.mkdir(parents=True, exist_ok=True)
             yield {
                 "source": str(source),
                 "target": mount["mountPath"],
