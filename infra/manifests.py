@@ -61,7 +61,7 @@ def labels(environment: spec.Environment, vm: spec.Vm | None = None) -> dict[str
 
 def os_disk_name(vm: spec.Vm, image_key: str) -> str:
     """Return the OS disk's name, known before the image is built and new for each image."""
-    return f"{vm.name}-os-{image_key[:_KEY_DIGITS]}"
+    return f"{vm.name}-os-{image_key.rpartition('-')[2][:_KEY_DIGITS]}"
 
 
 def data_disk_name(vm: spec.Vm) -> str:

@@ -28,6 +28,8 @@ class Fields:
         self._problems = problems
         self._known: list[str] = []
         self._raw: Mapping[str, Any] = {}
+        self.usable = raw is None or isinstance(raw, dict)
+        """False if something else than a mapping was given, which is told already."""
         if raw is None:
             return
         if isinstance(raw, dict):

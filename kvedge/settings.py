@@ -332,7 +332,7 @@ def _fleet(top: Fields) -> tuple[spec.Vm, ...]:
     macs: dict[str, str] = {}
     for part in top.sections("fleet"):
         vm = _vm(part)
-        if not part.has("name"):
+        if part.usable and not part.has("name"):
             part.problem("name", "is missing", "each VM needs a name")
         elif vm.name in seen:
             part.problem("name", f"{vm.name!r} is taken by {seen[vm.name]}", "names are unique")

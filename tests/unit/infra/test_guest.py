@@ -1,0 +1,89 @@
+"""What a guest is told: keys, names, config.toml, cloud-init."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+
+import hypothesis
+import pytest
+import yaml
+from cryptography.hazmat.primitives import serialization
+from hypothesis import strategies
+
+from infra import guest
+from kvedge import spec
+
+
+@hypothesis.given(strategies.text(min_size=1, max_size=60), strategies.text(max_size=40))
+def test_host_keys_are_real_and_always_the_same(seed: str, device: str) -> None:
+    """Both halves belong together, parse, and are equal bytes at every run."""
+    private, public = guest.host_key(seed, "d" + "".join(re.findall("[a-z]", device)))
+    again = guest.host_key(seed, "d" + "".join(re.findall("[a-z]", device)))
+    assert (private, public) == again
+    key = serialization.load_ssh_private_key(private.encode(), None)
+    found = key.public_key().public_bytes(
+        serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+    )
+    assert public.startswith(found.decode())
+
+
+def test_each_device_has_a_key_of_its_own() -> None:
+    """One seed, many keys."""
+    assert guest.host_key("s", "a")[1] != guest.host_key("s", "b")[1]
+
+
+def test_macs_are_local_unicast_and_stay(environment: spec.Environment) -> None:
+    """A MAC is derived once and for all, or taken from the settings."""
+    first, second = environment.fleet
+    mac = guest.mac_address(environment, first)
+    assert int(mac[:2], 16) & 3 == 2
+    assert mac == guest.mac_address(environment, first)
+    assert guest.mac_address(environment, second) == "02:00:00:00:00:07"
+
+
+def test_config_toml_is_toml_with_the_connection_string(environment: spec.Environment) -> None:
+    """The identity service reads exactly what was meant, whatever characters are in it."""
+    text = 'HostName=h;DeviceId=d;SharedAccessKey="\\quoted"'
+    found = tomllib.loads(guest.config_toml(environment, environment.fleet[0], text))
+    assert found["provisioning"] == {"source": "manual", "connection_string": text}
+    assert found["hostname"] == "plant-edge1"
+    assert found["trust_bundle_cert"] == "file:///etc/kvedge/trusted-ca.pem"
+    assert found["agent"]["config"]["image"].startswith("mcr.microsoft.com/")
+
+
+def test_cloud_init_documents_parse(environment: spec.Environment) -> None:
+    """The header line is there, and the network is matched by MAC alone."""
+    vm = environment.fleet[0]
+    text = guest.user_data(environment, vm)
+    assert text.startswith("#cloud-config\n")
+    assert yaml.safe_load(text)["hostname"] == "plant-edge1"
+    network = yaml.safe_load(guest.network_data(environment, vm))
+    assert network["ethernets"]["eth0"]["match"] == {
+        "macaddress": guest.mac_address(environment, vm)
+    }
+
+
+def test_the_secret_disk_has_what_the_image_applies(environment: spec.Environment) -> None:
+    """File names are a contract with the image's unit."""
+    files = guest.secret_disk(
+        environment, environment.fleet[0], connection_string="c", keys=("private", "public"),
+        authorized_keys=["k1", "k2"], trusted_ca="PEM\n",
+    )  # fmt: skip
+    assert set(files) == {
+        "config.toml", "ssh_host_ed25519_key", "ssh_host_ed25519_key.pub", "authorized_keys",
+        "trusted-ca.pem", "registries", "hosts",
+    }  # fmt: skip
+    assert files["authorized_keys"] == "k1\nk2\n"
+    assert files["hosts"] == "10.0.0.7 hub.example.net\n"
+    assert files["registries"] == "registry.example.net\n"
+
+
+@pytest.mark.parametrize("trusted", ["", "PEM\n"])
+def test_public_authorities_need_no_file(environment: spec.Environment, trusted: str) -> None:
+    """Without a private authority there is no trust file."""
+    files = guest.secret_disk(
+        environment, environment.fleet[0], connection_string="c", keys=("a", "b"),
+        authorized_keys=[], trusted_ca=trusted,
+    )  # fmt: skip
+    assert ("trusted-ca.pem" in files) is bool(trusted)

@@ -1,0 +1,212 @@
+"""Stack settings: what is accepted, where values come from, and every mistake by its path."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvedge import errors, settings
+
+REMOVE = object()
+
+BAD: list[tuple[str, dict[str, Any], str, str]] = [
+    # name, changes by path, path of the problem, part of its message
+    ("unknown section", {"flet": []}, "flet", "did you mean 'fleet'"),
+    ("unknown field", {"fleet.0.memroy": "1Gi"}, "fleet[0].memroy", "did you mean 'memory'"),
+    ("unknown far field", {"fleet.0.xyzzy": 1}, "fleet[0].xyzzy", "unknown setting"),
+    ("unknown cluster field", {"cluster.contxt": "a"}, "cluster.contxt", "did you mean 'context'"),
+    ("section is text", {"cluster": "here"}, "cluster", "not a mapping"),
+    ("fleet is mapping", {"fleet": {"a": 1}}, "fleet", "not a list"),
+    ("vm is text", {"fleet": ["edge1"]}, "fleet[0]", "not a mapping"),
+    ("vm without name", {"fleet.0.name": REMOVE}, "fleet[0].name", "is missing"),
+    ("two VMs of one name", {"fleet.1.name": "edge1"}, "fleet[1].name", "taken by fleet[0]"),
+    ("capital letters", {"fleet.0.name": "Edge1"}, "fleet[0].name", "not a DNS label"),
+    ("underscore", {"fleet.0.name": "edge_1"}, "fleet[0].name", "not a DNS label"),
+    ("dash at the end", {"fleet.0.name": "edge-"}, "fleet[0].name", "not a DNS label"),
+    ("long name", {"fleet.0.name": "e" * 41}, "fleet[0].name", "longer than 40"),
+    ("name is a number", {"fleet.0.name": 7}, "fleet[0].name", "not a text"),
+    ("no vcpus", {"fleet.0.vcpus": 0}, "fleet[0].vcpus", "from 1 to 64"),
+    ("half a vcpu", {"fleet.0.vcpus": 1.5}, "fleet[0].vcpus", "from 1 to 64"),
+    ("vcpus is a flag", {"fleet.0.vcpus": True}, "fleet[0].vcpus", "from 1 to 64"),
+    ("memory without unit", {"fleet.0.memory": 1024}, "fleet[0].memory", "not a text"),
+    ("wrong unit", {"fleet.0.memory": "1GB"}, "fleet[0].memory", "not a size"),
+    ("too little memory", {"fleet.0.memory": "128Mi"}, "fleet[0].memory", "less than 256Mi"),
+    ("small OS disk", {"fleet.0.osDisk": "1Gi"}, "fleet[0].osDisk", "less than 2Gi"),
+    ("small data disk", {"fleet.0.dataDisk": "1Mi"}, "fleet[0].dataDisk", "less than 64Mi"),
+    ("bad storage class", {"fleet.0.storageClass": "a b"}, "fleet[0].storageClass", "not a DNS"),
+    ("bad MAC", {"fleet.0.mac": "02:00"}, "fleet[0].mac", "not a MAC"),
+    ("multicast MAC", {"fleet.0.mac": "01:00:00:00:00:01"}, "fleet[0].mac", "multicast"),
+    ("MAC twice", {"fleet.0.mac": "02:00:00:00:00:07"}, "fleet[1].mac", "taken by fleet[0]"),
+    ("bad label", {"fleet.0.nodeSelector": {"a": "b c"}}, "fleet[0].nodeSelector.a", "label value"),
+    ("own tag", {"fleet.0.tags": {"kvedge": 1}}, "fleet[0].tags.kvedge", "kept for kvedge"),
+    ("dot in tag", {"fleet.0.tags": {"a.b": 1}}, "fleet[0].tags.a.b", "hub refuses"),
+    ("tags too long", {"fleet.0.tags": {"a": "x" * 9000}}, "fleet[0].tags", "8192 bytes"),
+    ("no hub", {"hub": REMOVE}, "hub", "no hub is named"),
+    ("device's connection string", {"hub.connectionString": "HostName=h;DeviceId=d;SharedAccessKey=k"},
+     "hub.connectionString", "lacks SharedAccessKeyName"),
+    ("missing hub CA", {"hub.caFile": "/nowhere"}, "hub.caFile", "not a file"),
+    ("missing connection file", {"hub.connectionStringFile": "/nowhere"},
+     "hub.connectionStringFile", "not a file"),
+    ("bad device host", {"hub.deviceHost": "a_b"}, "hub.deviceHost", "not a DNS name"),
+    ("no registry", {"registry": REMOVE}, "registry.push", "no registry is named"),
+    ("registry with scheme", {"registry.push": "https://r"}, "registry.push", "HOST or HOST:PORT"),
+    ("registry's port", {"registry.push": "r:99999"}, "registry.push", "not from 1 to 65535"),
+    ("missing kubeconfig", {"cluster.kubeconfig": "/nowhere"}, "cluster.kubeconfig", "not a file"),
+    ("bad namespace", {"cluster.namespace": "Edge"}, "cluster.namespace", "not a DNS label"),
+    ("image by tag", {"image": {"reference": "r/i:1"}}, "image.reference", "by digest"),
+    ("bad recipe", {"image": {"recipe": "../x"}}, "image.recipe", "not a DNS label"),
+    ("private key as key", {"ssh.authorizedKeys": ["-----BEGIN"]}, "ssh.authorizedKeys[0]", "public key"),
+    ("bad CIDR", {"ssh.sourceRanges": ["10.0.0.0/33"]}, "ssh.sourceRanges[0]", "not a network"),
+    ("host bits", {"ssh.sourceRanges": ["10.0.0.1/8"]}, "ssh.sourceRanges[0]", "host bits"),
+    ("bad Service type", {"ssh.serviceType": "Loadbalancer"}, "ssh.serviceType", "did you mean 'LoadBalancer'"),
+    ("bad port", {"ssh.port": 70000}, "ssh.port", "from 1 to 65535"),
+    ("bad address", {"hosts": {"h": "10.0.0"}}, "hosts.h", "not an IP address"),
+    ("bad target", {"platform.baseTarget": "tags.site='lille"}, "platform.baseTarget", "has no meaning"),
+    ("bad target name", {"platform.baseTarget": "site='a'"}, "platform.baseTarget", "names 'site'"),
+    ("target ends early", {"platform.baseTarget": "tags.a ="}, "platform.baseTarget", "ends too early"),
+    ("bad node name", {"platform.connector": {"nodeName": "A"}}, "platform.connector.nodeName", "DNS"),
+    ("no replica", {"platform.connector": {"replicas": 0}}, "platform.connector.replicas", "from 1"),
+    ("bad site", {"site": "Lille!"}, "site", "not a DNS label"),
+    ("bad own label", {"labels": {"a": "b c"}}, "labels.a", "label value"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "path", "message"), [b[1:] for b in BAD], ids=[b[0] for b in BAD]
+)
+def test_each_mistake_is_told_with_its_path(
+    raw: dict[str, Any], changes: dict[str, Any], path: str, message: str
+) -> None:
+    """A wrong setting is refused, alone, with its path and what is wrong."""
+    wrong = changed(raw, changes)
+    with pytest.raises(errors.SpecError) as caught:
+        settings.parse("plant", wrong, environ={})
+    found = {problem.path: problem.message for problem in caught.value.problems}
+    assert path in found, found
+    assert message in found[path]
+    assert len(found) == 1
+
+
+def test_all_mistakes_come_at_once(raw: dict[str, Any]) -> None:
+    """Nobody has to run it again to hear of the next mistake."""
+    wrong = changed(raw, {"fleet.0.memory": "x", "fleet.1.vcpus": 0, "hub": REMOVE, "zite": 1})
+    with pytest.raises(errors.SpecError) as caught:
+        settings.parse("plant", wrong, environ={})
+    paths = [problem.path for problem in caught.value.problems]
+    assert paths == ["fleet[0].memory", "fleet[1].vcpus", "hub", "zite"]
+    assert caught.value.exit_code == 2
+
+
+def test_a_secret_is_never_in_a_message(raw: dict[str, Any]) -> None:
+    """The hub's key stays out of messages, even of those about the connection string."""
+    wrong = changed(raw, {"hub.connectionString": "HostName=h;SharedAccessKey=TOPSECRET"})
+    with pytest.raises(errors.SpecError) as caught:
+        settings.parse("plant", wrong, environ={})
+    assert "TOPSECRET" not in str(caught.value)
+
+
+def test_the_stack_name_is_checked(raw: dict[str, Any]) -> None:
+    """The stack's name becomes part of device ids and labels."""
+    with pytest.raises(errors.SpecError, match="stack: 'Plant 1' is not a DNS label"):
+        settings.parse("Plant 1", raw, environ={})
+
+
+def test_defaults_fill_a_short_file() -> None:
+    """One VM name and a hub are enough."""
+    hub = "HostName=h.azure-devices.net;SharedAccessKeyName=n;SharedAccessKey=k"
+    raw = {"fleet": [{"name": "a"}], "hub": {"connectionString": hub}, "registry": {"push": "r"}}
+    found = settings.parse("plant", raw, environ={})
+    assert found.site == "plant"
+    assert found.hub.device_host == "h.azure-devices.net"
+    assert found.registry.pull == "r"
+    assert found.fleet[0].vcpus == 2
+    assert found.platform is None
+    assert found.cluster.namespace == "default"
+
+
+def test_variables_override_settings(raw: dict[str, Any], ca_file: Path) -> None:
+    """A local site's env file wins over what the stack's file says."""
+    environ = {
+        "KVEDGE_REGISTRY_PUSH": "localhost:1234",
+        "KVEDGE_HOSTS": "a.test=10.0.0.1,b.test=10.0.0.2",
+        "KVEDGE_CLUSTER_ID": "from-variable",
+        "KVEDGE_HUB_CA_FILE": str(ca_file),
+    }
+    found = settings.parse("plant", raw, environ=environ)
+    assert found.registry.push == "localhost:1234"
+    assert dict(found.hosts) == {"a.test": "10.0.0.1", "b.test": "10.0.0.2"}
+    assert found.cluster.identifier == "from-variable"
+
+
+def test_the_source_of_each_value_is_known(raw: dict[str, Any]) -> None:
+    """Flag, variable, settings, default: in this order, and it is told which it was."""
+    environ = {"KVEDGE_REGISTRY_PUSH": "r", "KVEDGE_CONTEXT": "c"}
+    found = settings.sources(raw, environ=environ, flags={"cluster.context": "flag"})
+    by_path = {one.path: (one.value, one.source) for one in found}
+    assert by_path["cluster.context"] == ("flag", "flag")
+    assert by_path["registry.push"] == ("r", "KVEDGE_REGISTRY_PUSH")
+    assert by_path["registry.pull"] == ("registry.example.net", "settings")
+    assert by_path["image.recipe"] == ("debian-12-edge", "default")
+    assert "c2VjcmV0" not in repr(found)
+
+
+def test_the_connection_string_may_be_in_a_file(raw: dict[str, Any], tmp_path: Path) -> None:
+    """A file of mode 0600 is how a local site hands it over."""
+    file = tmp_path / "service.connection"
+    file.write_text("HostName=x:8443;SharedAccessKeyName=n;SharedAccessKey=k\n")
+    found = settings.parse("plant", raw, environ={"KVEDGE_HUB_CONNECTION_STRING_FILE": str(file)})
+    assert found.hub.connection_string.reveal().startswith("HostName=x:8443")
+    assert found.hub.device_host == "x"
+
+
+def test_encrypted_values_pass_without_the_key(raw: dict[str, Any]) -> None:
+    """Validating needs no passphrase."""
+    hidden = changed(raw, {"hub.connectionString": {"secure": "v1:x"}, "hub.deviceHost": "h"})
+    assert settings.parse("plant", hidden, environ={}).hub.device_host == "h"
+
+
+@pytest.mark.parametrize("stack", ["dev", "site-example"])
+def test_shipped_stack_files_are_right(stack: str, ca_file: Path) -> None:
+    """Both shipped files parse; only what the site or the user adds is put in."""
+    file = Path(__file__).parents[3] / "infra" / "stacks" / f"Pulumi.{stack}.yaml"
+    raw = settings.read_stack(file)
+    raw.setdefault("cluster", {}).pop("kubeconfig", None)
+    environ = {
+        "KVEDGE_HUB_CONNECTION_STRING": "HostName=h;SharedAccessKeyName=n;SharedAccessKey=k",
+        "KVEDGE_REGISTRY_PUSH": "localhost:5000",
+    }
+    found = settings.parse(stack, raw, environ=environ)
+    assert found.fleet
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("1Gi", 2**30), ("1.5Gi", 3 * 2**29), ("512Mi", 2**29), ("1G", 10**9), ("7", 7)],
+)
+def test_sizes_are_kubernetes_quantities(text: str, size: int) -> None:
+    """A size means what it means in a manifest."""
+    assert settings.quantity(text) == size
+
+
+def test_a_missing_stack_file_says_what_to_do(tmp_path: Path) -> None:
+    """The first thing that a new user meets."""
+    with pytest.raises(errors.SpecError, match="no such stack file"):
+        settings.read_stack(tmp_path / "Pulumi.x.yaml")
+
+
+def changed(raw: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Return a copy with values at paths such as `fleet.0.name` put in or removed."""
+    copied = copy.deepcopy(raw)
+    for path, value in changes.items():
+        *above, last = path.split(".")
+        target: Any = copied
+        for part in above:
+            target = target[int(part)] if part.isdigit() else target.setdefault(part, {})
+        if value is REMOVE:
+            del target[last]
+        else:
+            target[last] = value
+    return copied
