@@ -48,8 +48,8 @@ class DeviceReport:
     description: str
     modules: Mapping[str, Mapping[str, Any]]
     """Reported modules by name."""
-    desired_images: Mapping[str, str]
-    """Image by module name in the manifest that the hub has merged."""
+    desired: Mapping[str, tuple[str, Mapping[str, Any]]]
+    """Image and variables by module name in the manifest that the hub has merged."""
 
 
 def device_reports(rows: Iterable[QueryRow]) -> dict[str, DeviceReport]:
@@ -74,13 +74,13 @@ def _report(row: QueryRow) -> DeviceReport:
             name: {
                 key: value
                 for key, value in entry.items()
-                if key not in ("env", "imagePullPolicy", "startupOrder", "type")
+                if key not in ("imagePullPolicy", "startupOrder", "type")
             }
             for name, entry in (reported.get("modules") or {}).items()
             if isinstance(entry, dict)
         },
-        desired_images={
-            name: (entry.get("settings") or {}).get("image", "")
+        desired={
+            name: ((entry.get("settings") or {}).get("image", ""), entry.get("env") or {})
             for name, entry in (desired.get("modules") or {}).items()
             if isinstance(entry, dict)
         },
@@ -91,7 +91,7 @@ def _bad(report: DeviceReport, revision_id: str, module: str, image: str) -> tup
     """Return how bad a module's state is (0 running), with reason and message."""
     if revision_id not in report.applied:
         return 1, "DeploymentPending", "the hub has not merged the deployment yet"
-    wanted = report.desired_images.get(module)
+    wanted, env = report.desired.get(module, ("", {}))
     if wanted != image:
         return (
             8,
@@ -113,7 +113,9 @@ def _bad(report: DeviceReport, revision_id: str, module: str, image: str) -> tup
                     (f"the edge agent answered {report.code} {report.description}".strip()),
                 )
     entry = report.modules.get(module)
-    if entry is None or not _same_image(entry, image):
+    # Other modules of the device may be changing: then this one counts as it is.
+    same = report.current or (entry or {}).get("env", env) == env
+    if entry is None or not same or not _same_image(entry, image):
         return 2, "ContainerCreating", "the device has not started the module yet"
     state = str(entry.get("runtimeStatus") or "unknown")
     if state == "running":
@@ -167,7 +169,7 @@ def _tally(reports: Sequence[DeviceReport], revision: Revision, module: str) -> 
 def runs_everywhere(revision: Revision, reports: Sequence[DeviceReport]) -> bool:
     """Tell whether all modules of a deployment run on all devices that it targets, one at least."""
     return bool(reports) and all(
-        _bad(report, revision.id, module, image)[0] == 0
+        report.current and _bad(report, revision.id, module, image)[0] == 0
         for report in reports
         for module, image in revision.images.items()
     )

@@ -1,0 +1,247 @@
+"""Pods become deployments, and devices' reports become status: real API server, emulated hub."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+
+from kvedge import errors
+from kvedge.connector.ledger import workload_of
+
+pytestmark = pytest.mark.timeout(240)
+SITE = "tags.site='lille'"
+
+
+def pod(name, node, *, workload="", image="reg/sensor:1", env=(), notes=None, **spec):
+    """Return a pod for devices in Lille; with `workload` it looks like a Deployment's."""
+    metadata = {
+        "name": name,
+        "annotations": {"kvedge.io/target-condition": SITE, **(notes or {})},
+    }
+    if workload:
+        owner = {
+            "apiVersion": "apps/v1",
+            "kind": "ReplicaSet",
+            "name": f"{workload}-abc",
+            "uid": "0",
+            "controller": True,
+        }
+        metadata |= {"labels": {"pod-template-hash": "abc"}, "ownerReferences": [owner]}
+    container = {"name": "main", "image": image, "env": list(env)}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": metadata,
+        "spec": {"nodeName": node, "containers": [container], **spec},
+    }
+
+
+def ready(found):
+    """Tell whether a pod is 1/1 Running."""
+    status = found.get("status") or {}
+    conditions = {c["type"]: c["status"] for c in status.get("conditions") or ()}
+    return status.get("phase") == "Running" and conditions.get("Ready") == "True"
+
+
+class World:
+    """Short words for what the tests look at."""
+
+    def __init__(self, client, service, namespace, until):
+        self.client, self.service, self.until = client, service, until
+        self.path = f"/api/v1/namespaces/{namespace}/pods"
+        self.namespace = namespace
+
+    async def get(self, name):
+        return await self.client.get(f"{self.path}/{name}")
+
+    async def own(self):
+        """Return the connector's deployments in this namespace, by rising priority."""
+        listed = await self.service.configurations()
+        mine = [c for c in listed if workload_of(c)[0] == self.namespace]
+        return sorted(mine, key=lambda c: c["priority"])
+
+    async def await_ready(self, name):
+        async def check():
+            return ready(await self.get(name))
+
+        await self.until(check, 30)
+
+    async def await_own(self, count):
+        async def check():
+            return len(await self.own()) == count
+
+        await self.until(check, 30)
+
+    async def await_gone(self, name):
+        async def check():
+            with contextlib.suppress(errors.NotFound):
+                await self.get(name)
+                return False
+            return True
+
+        await self.until(check, 30)
+
+
+@pytest.fixture
+def world(client, service, namespace, until):
+    """The test's namespace, API server and hub."""
+    return World(client, service, namespace, until)
+
+
+async def test_status_tells_the_truth(world, devices, start_connector):
+    """Without devices a pod is Pending with a reason; it runs when they report it; delete retires."""
+    async with start_connector("truth"):
+        await world.client.post(world.path, pod("a", "truth"))
+
+        async def no_devices():
+            found = (await world.get("a")).get("status") or {}
+            return found.get("phase") == "Pending" and found.get("reason") == "NoDevices"
+
+        await world.until(no_devices)
+        async with devices(2, tags={"site": "lille"}, delay_seconds=0.2) as simulation:
+            await world.await_ready("a")
+            found = (await world.get("a"))["status"]
+            assert found["containerStatuses"][0]["state"]["running"]["startedAt"]
+            simulation.devices["sim-2"].override(
+                "a-main", runtimeStatus="backoff", statusDescription="Exited", exitCode=3
+            )
+
+            async def unready():
+                found = await world.get("a")
+                return not ready(found) and found["status"].get("message")
+
+            message = await world.until(unready)
+            assert "2 targeted, 2 applied, 1 running, 1 failed" in message
+            assert "sim-2: Exited (exit code 3)" in message
+            simulation.devices["sim-2"].clear_overrides()
+            await world.await_ready("a")
+            await world.client.delete(f"{world.path}/a")
+            await world.await_gone("a")
+            assert await world.own() == []
+
+
+async def test_restart_adopts(world, devices, start_connector):
+    """A restarted connector finds its deployment, writes no status and keeps its priority."""
+    async with devices(1, tags={"site": "lille"}):
+        async with start_connector("adopt"):
+            await world.client.post(world.path, pod("a", "adopt"))
+            await world.await_ready("a")
+        before, deployments = await world.get("a"), await world.own()
+        async with start_connector("adopt") as node:
+            await world.until(lambda: node.engine.synced.is_set())
+            assert node.engine.counters.statuses == 0
+            assert node.engine.counters.events == 0
+        after = await world.get("a")
+        assert after["metadata"]["resourceVersion"] == before["metadata"]["resourceVersion"]
+        assert [d["id"] for d in await world.own()] == [d["id"] for d in deployments]
+
+
+async def test_changed_config_map_is_rolled_out_without_a_gap(world, devices, start_connector):
+    """A changed ConfigMap brings a higher revision; the old one goes when the new one runs."""
+    config = {"metadata": {"name": "conf"}, "data": {"mode": "slow"}}
+    configs = f"/api/v1/namespaces/{world.namespace}/configmaps"
+    await world.client.post(configs, config)
+    env = [{"name": "MODE", "valueFrom": {"configMapKeyRef": {"name": "conf", "key": "mode"}}}]
+    async with (
+        devices(1, tags={"site": "lille"}, delay_seconds=0.8) as simulation,
+        start_connector("roll"),
+    ):
+        await world.client.post(world.path, pod("a", "roll", env=env))
+        await world.await_ready("a")
+        (first,) = await world.own()
+        device = simulation.devices["sim-1"]
+        await world.client.patch(f"{configs}/conf", {"data": {"mode": "fast"}})
+        await world.await_own(2)
+        old, new = await world.own()
+        assert old["id"] == first["id"]
+        assert new["priority"] > old["priority"]
+        assert "a-main" in device.reported["modules"]
+        await world.await_own(1)
+        assert device.reported["modules"]["a-main"]["env"] == {"MODE": {"value": "fast"}}
+        assert [d["id"] for d in await world.own()] == [new["id"]]
+        await world.await_ready("a")
+
+
+async def test_rolling_update_hands_over(world, devices, start_connector):
+    """A Deployment's next pod takes over; its predecessor's modules run until it does."""
+    async with (
+        devices(1, tags={"site": "lille"}, delay_seconds=0.5) as simulation,
+        start_connector("hand", handover_seconds=10),
+    ):
+        await world.client.post(world.path, pod("a", "hand", workload="app"))
+        await world.await_ready("a")
+        await world.client.delete(f"{world.path}/a")
+        await world.client.post(world.path, pod("b", "hand", workload="app", image="reg/sensor:2"))
+        await world.await_gone("a")
+        assert "app-main" in simulation.devices["sim-1"].reported["modules"]
+        await world.await_ready("b")
+        await world.await_own(1)
+        await world.client.delete(f"{world.path}/b")
+        await world.await_gone("b")
+        assert await world.own() == []
+
+
+async def test_equal_pods_share_one_deployment(world, devices, start_connector):
+    """Replicas on one node share a deployment; the last one to go retires it."""
+    async with devices(1, tags={"site": "lille"}), start_connector("share"):
+        for name in ("a", "b"):
+            await world.client.post(world.path, pod(name, "share", workload="app"))
+            await world.await_ready(name)
+        assert len(await world.own()) == 1
+        await world.client.delete(f"{world.path}/a")
+        await world.await_gone("a")
+        assert len(await world.own()) == 1
+        await world.client.delete(f"{world.path}/b")
+        await world.await_gone("b")
+        assert await world.own() == []
+
+
+async def test_orphan_is_collected(world, devices, start_connector):
+    """A deployment whose pod vanished while the connector was away is collected after a while."""
+    async with devices(1, tags={"site": "lille"}):
+        async with start_connector("orphan"):
+            await world.client.post(world.path, pod("a", "orphan"))
+            await world.await_ready("a")
+        await world.client.delete(f"{world.path}/a", gracePeriodSeconds=0)
+        assert len(await world.own()) == 1
+        async with start_connector("orphan"):
+            await world.await_own(0)
+        foreign = {"id": "foreign", "targetCondition": "*", "priority": 5}
+        foreign["content"] = {"modulesContent": {"$edgeAgent": {}}}
+        await world.service.create_configuration(foreign)
+        async with start_connector("orphan", orphan_seconds=0.1) as node:
+            await world.until(lambda: node.engine.synced.is_set())
+            assert "foreign" in {c["id"] for c in await world.service.configurations()}
+
+
+async def test_refused_pod_writes_nothing(world, start_connector):
+    """A pod that devices cannot run is refused by field path and never reaches the hub."""
+    async with start_connector("strict"):
+        bad = pod("a", "strict", activeDeadlineSeconds=5, notes={"kvedge.io/priority": "x"})
+        await world.client.post(world.path, bad)
+
+        async def told():
+            return (await world.get("a")).get("status", {}).get("reason") == "ProviderFailed"
+
+        await world.until(told)
+        message = (await world.get("a"))["status"]["message"]
+        assert "spec.activeDeadlineSeconds: modules run until they are removed" in message
+        assert "metadata.annotations[kvedge.io/priority]" in message
+        assert await world.own() == []
+
+
+async def test_two_workloads_with_one_module_name(world, devices, start_connector):
+    """A module name that two workloads claim on one device is reported by the one that loses."""
+    name = {"main.kvedge.io/module": "same"}
+    async with devices(1, tags={"site": "lille"}), start_connector("clash"):
+        await world.client.post(world.path, pod("a", "clash", notes=name))
+        await world.await_ready("a")
+        other = pod("b", "clash", image="reg/other:1", notes={**name, "kvedge.io/priority": "20"})
+        await world.client.post(world.path, other)
+        await world.await_ready("b")
+
+        async def conflict():
+            return (await world.get("a"))["status"].get("reason") == "ModuleConflict"
+
+        await world.until(conflict)
