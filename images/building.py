@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from images import cache, content, disk, oci, sources
 from images import plan as planning
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from images.recipe import Recipe
     from kvedge.progress import Progress
 
-__all__ = ["BuiltImage", "build", "build_base", "find", "key", "plan_of"]
+__all__ = ["BuiltImage", "build", "build_base", "find", "key", "plan_of", "write_tree"]
 
 _HOOKS = ("container.sh", "customize.sh", "essential.sh", "layer.sh", "unpack.sh")
 _TMPFS = Path("/dev/shm")  # noqa: S108 - mkdtemp makes a folder of our own in it
@@ -200,11 +200,7 @@ def _disk(
     tree = _below(store, step) / "root.tar"
     total = tree.stat().st_size
     task = f"image {plan.recipe.name}: disk"
-    parts = disk.DiskPlan(
-        recipe=plan.recipe,
-        identity=plan.identity,
-        overlays={name: content.overlay_files(name) for name in plan.recipe.content.overlays},
-    )
+    parts = _disk_plan(plan)
     raw = folder / "disk.raw"
     disk.make_raw(
         tree, raw, parts, on_bytes=lambda done: progress(task, done * 0.6, total, "file system")
@@ -214,6 +210,30 @@ def _disk(
     raw.unlink()
     progress(task, total, total)
     return {"virtual_mib": plan.recipe.disk_mib}
+
+
+def _disk_plan(plan: planning.Plan) -> disk.DiskPlan:
+    return disk.DiskPlan(
+        recipe=plan.recipe,
+        identity=plan.identity,
+        overlays={name: content.overlay_files(name) for name in plan.recipe.content.overlays},
+    )
+
+
+def write_tree(recipe_name: str, sink: IO[bytes], *, store: cache.Store | None = None) -> None:
+    """Write a built image's whole root file system as a tar.
+
+    Raises:
+        KvedgeError: the image is not built.
+    """
+    store = store or cache.default_store()
+    plan = plan_of(recipes.load(recipe_name))
+    entry = store.find(plan.steps[-2].below)
+    if entry is None:
+        raise errors.KvedgeError(
+            f"image {recipe_name!r} is not built", hint=f"kvedge image build {recipe_name}"
+        )
+    disk.write_tree(entry.path / "root.tar", _disk_plan(plan), sink)
 
 
 def _oci(
@@ -246,7 +266,7 @@ def _below(store: cache.Store, step: planning.Step) -> Path:
 
 def _hook_folder(folder: Path) -> Path:
     """Copy the hooks to where mmdebstrap's mapped users can read them."""
-    hooks = Path(tempfile.mkdtemp(prefix="kvedge-hooks-", dir=_work_folder()))
+    hooks = Path(tempfile.mkdtemp(prefix="kvedge-hooks-", dir=work_folder()))
     hooks.chmod(0o755)
     top = importlib.resources.files("images") / "hooks"
     for name in _HOOKS:
@@ -255,7 +275,7 @@ def _hook_folder(folder: Path) -> Path:
     return hooks
 
 
-def _work_folder() -> Path:
+def work_folder() -> Path:
     """Return a folder for trees: memory where there is enough, which halves the time."""
     try:
         stat = os.statvfs(_TMPFS)
@@ -307,7 +327,7 @@ def _mmdebstrap(
             "SOURCE_DATE_EPOCH": str(recipe.epoch),
             "INITRD": "No",
             "LC_ALL": "C.UTF-8",
-            "TMPDIR": str(_work_folder()),
+            "TMPDIR": str(work_folder()),
             **env,
         },
         on_line=on_line,

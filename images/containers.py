@@ -229,9 +229,7 @@ def _base_layer(progress: Progress, store: cache.Store) -> _Layer:
         entry = building.build_base(_BASE_RECIPE, progress=progress, store=store)
         members = [roottree.file(path, text) for path, text in _ACCOUNTS.items()]
         with (entry.path / "root.tar").open("rb") as stream:
-            roottree.merge(
-                stream, sink, members=members, amend={}, epoch=base.epoch, drop=_DROPPED
-            )
+            roottree.merge(stream, sink, members=members, amend={}, epoch=base.epoch, drop=_DROPPED)
 
     return _Layer(name="python", key=building.plan_of(base).steps[0].key, fill=fill)
 

@@ -12,7 +12,7 @@ import dataclasses
 import os
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from images import content, gpt, roottree
 from kvedge import errors, processes, tools
@@ -22,7 +22,15 @@ if TYPE_CHECKING:
 
     from images.recipe import Recipe
 
-__all__ = ["DiskPlan", "make_initrd", "make_qcow2", "make_raw", "module_order"]
+__all__ = [
+    "DiskPlan",
+    "make_initrd",
+    "make_qcow2",
+    "make_raw",
+    "module_order",
+    "tree_members",
+    "write_tree",
+]
 
 _MIB = 1024 * 1024
 _ESP_MIB = 32
@@ -149,11 +157,7 @@ def _make_root(
     root_uuid: str,
     on_bytes: Callable[[int], None] | None,
 ) -> None:
-    with tree.open("rb") as stream:
-        facts = roottree.read(stream, _wanted)
-    initrd = make_initrd(_initrd_files(plan.recipe, facts, plan.overlays))
-    members = content.members(plan.recipe, plan.overlays, _units(facts))
-    members += content.boot_members(plan.recipe, root_uuid=root_uuid, initrd=initrd)
+    members = tree_members(tree, plan, root_uuid)
     config = raw.parent / "mke2fs.conf"
     config.write_text(_MKE2FS_CONF)
     size_kib = (root.last - root.first + 1) * gpt.SECTOR // 1024
@@ -196,6 +200,28 @@ def _make_root(
         )
     config.unlink()
     log.unlink()
+
+
+def tree_members(tree: Path, plan: DiskPlan, root_uuid: str) -> list[roottree.Member]:
+    """Return everything that is laid over the packages' tree, boot files included."""
+    with tree.open("rb") as stream:
+        facts = roottree.read(stream, _wanted)
+    initrd = make_initrd(_initrd_files(plan.recipe, facts, plan.overlays))
+    members = content.members(plan.recipe, plan.overlays, _units(facts))
+    return members + content.boot_members(plan.recipe, root_uuid=root_uuid, initrd=initrd)
+
+
+def write_tree(tree: Path, plan: DiskPlan, sink: IO[bytes]) -> None:
+    """Write the whole root file system as it is on the disk, as a tar."""
+    members = tree_members(tree, plan, str(plan.guid("root file system")))
+    with tree.open("rb") as stream:
+        roottree.merge(
+            stream,
+            sink,
+            members=members,
+            amend=content.amendments(plan.recipe),
+            epoch=plan.recipe.epoch,
+        )
 
 
 def _wanted(path: str) -> bool:

@@ -22,6 +22,11 @@ __all__ = ["Assets", "Plan", "Step", "plan"]
 
 _WAYS = {"root": 1, "layer": 1, "disk": 1, "oci": 1}
 """Raised when the code of a step makes something else from the same input."""
+_HOOKS = {
+    ("disk", "root"): ("customize.sh", "essential.sh"),
+    ("disk", "layer"): ("customize.sh", "layer.sh", "unpack.sh"),
+    ("container", "root"): ("container.sh",),
+}
 _NAMESPACE = uuid.UUID("c3a6d7a2-5f0e-5a43-9a52-6b7e6b2d8a11")
 
 
@@ -77,15 +82,19 @@ def plan(recipe: Recipe, assets: Assets) -> Plan:
         "revision": recipe.revision,
         "suites": recipe.apt.suites,
         "components": recipe.apt.components,
-        "hooks": {name: _digest(data) for name, data in assets.hooks.items()},
     }
     below = ""
     for layer in recipe.layers:
         kind = "layer" if steps else "root"
         local = {name: assets.local_packages[name] for name in layer.local_packages}
-        key = _key(
-            kind, {**common, "below": below, "packages": sorted(layer.packages), "local": local}
-        )
+        inputs = {
+            **common,
+            "below": below,
+            "packages": sorted(layer.packages),
+            "local": local,
+            "hooks": {name: _digest(assets.hooks[name]) for name in _HOOKS[recipe.kind, kind]},
+        }
+        key = _key(kind, inputs)
         steps.append(Step(kind=kind, name=layer.name, key=key, below=below, layer=layer))
         below = key
     content = {

@@ -14,7 +14,18 @@ from typing import IO, TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-__all__ = ["KEEP", "Member", "Record", "directory", "file", "merge", "read", "records", "symlink"]
+__all__ = [
+    "KEEP",
+    "Member",
+    "Record",
+    "directory",
+    "file",
+    "merge",
+    "read",
+    "records",
+    "skip",
+    "symlink",
+]
 
 KEEP = -1
 """Mode of a folder that is made 0755 of root unless it is there."""
@@ -101,7 +112,7 @@ def read(stream: IO[bytes], wanted: Callable[[str], bool]) -> dict[str, bytes]:
             continue
         if record.kind == "2" and wanted(record.path):
             found[record.path] = b"-> " + record.raw[-_BLOCK:][157:257].rstrip(b"\0")
-        _skip(stream, record)
+        skip(stream, record)
     return found
 
 
@@ -128,7 +139,7 @@ def merge(
     for record in records(stream):
         path = record.path
         if drop and path.startswith(drop):
-            _skip(stream, record)
+            skip(stream, record)
             continue
         if record.kind == "5":
             folders.add(path)
@@ -142,7 +153,7 @@ def merge(
                     sink.write(record.raw)
                 continue
         if path in over:
-            _skip(stream, record)
+            skip(stream, record)
             continue
         if path in waiting and record.kind == "0":
             old = stream.read(_padded(record.size))[: record.size]
@@ -191,7 +202,8 @@ def _header(member: Member, epoch: int) -> bytes:
     return info.tobuf(tarfile.GNU_FORMAT)
 
 
-def _skip(stream: IO[bytes], record: Record) -> None:
+def skip(stream: IO[bytes], record: Record) -> None:
+    """Read past a record's content."""
     left = _padded(record.size)
     if left and stream.seekable():
         stream.seek(left, io.SEEK_CUR)

@@ -23,8 +23,8 @@ _KEPT_OPTIONS = ("Acquire::http", "Acquire::https", "Acquire::Check-", "Acquire:
 def deb_lines(recipe: Recipe) -> list[str]:
     """Return one-line apt sources for a recipe's suites.
 
-    `KVEDGE_APT_MIRROR` (a folder with `debian` and `debian-security` below it) wins over the
-    machine's sources.
+    `KVEDGE_DEBIAN_MIRROR` (such as http://mirror.example/debian, with `debian-security` beside it)
+    wins over the machine's sources.
     """
     if not Path(recipe.apt.keyring).exists():
         raise errors.ToolMissing(
@@ -32,14 +32,14 @@ def deb_lines(recipe: Recipe) -> list[str]:
             f"keyring {recipe.apt.keyring!r} of recipe {recipe.name!r} not found",
             hint=f"apt-get install {recipe.os}-archive-keyring",
         )
-    forced = os.environ.get("KVEDGE_APT_MIRROR", "").rstrip("/")
+    forced = os.environ.get("KVEDGE_DEBIAN_MIRROR", "").rstrip("/")
     configured = {} if forced else _configured()
     lines = []
     for suite in recipe.apt.suites:
         security = suite.endswith("-security")
         fallback = recipe.apt.security_mirror if security else recipe.apt.mirror
         if forced:
-            fallback = f"{forced}/{fallback.rsplit('/', 1)[-1]}"
+            fallback = f"{forced}-security" if security else forced
         uris = configured.get(suite, [fallback])
         lines += [
             f"deb [signed-by={recipe.apt.keyring} arch={recipe.arch}] {uri} {suite} "

@@ -1,0 +1,129 @@
+"""Looking into a built image without booting it: packages, the guest's schema, and what must not be.
+
+Reads the root file system as a tar, in about a second.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import tempfile
+from typing import IO, TYPE_CHECKING, Any
+
+from images import building, roottree
+from kvedge import errors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["Package", "guest_schema", "packages", "scan", "scan_recipe"]
+
+_SCHEMA = "usr/lib/python3/dist-packages/cloudinit/config/schemas/schema-cloud-config-v1.json"
+_STATUS = "var/lib/dpkg/status"
+_SECRETS = re.compile(
+    rb"SharedAccessKey=[A-Za-z0-9+/]{20,}|-----BEGIN [A-Z ]*PRIVATE KEY-----\n[A-Za-z0-9+/]{20,}"
+)
+_SECRET_PLACES = ("etc/", "home/", "root/", "srv/", "usr/lib/kvedge/", "var/lib/aziot/")
+_SETUID_FINE = frozenset(
+    {
+        "usr/bin/chage", "usr/bin/chfn", "usr/bin/chsh", "usr/bin/expiry", "usr/bin/gpasswd",
+        "usr/bin/mount", "usr/bin/newgrp", "usr/bin/passwd", "usr/bin/ssh-agent", "usr/bin/su",
+        "usr/bin/sudo", "usr/bin/umount", "usr/lib/dbus-1.0/dbus-daemon-launch-helper",
+        "usr/lib/openssh/ssh-keysign", "usr/sbin/unix_chkpwd",
+    }
+)  # fmt: skip
+_MUST_BE = ("etc/ssh/sshd_config.d/10-kvedge.conf", "etc/fstab", "boot/grub/grub.cfg")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Package:
+    """An installed package."""
+
+    name: str
+    version: str
+    architecture: str
+    source: str
+    """Source package, with version if it has another one."""
+    installed_kib: int
+
+
+def packages(stream: IO[bytes]) -> list[Package]:
+    """Return the packages of a tree's dpkg status."""
+    text = roottree.read(stream, lambda path: path == _STATUS).get(_STATUS, b"").decode()
+    return sorted(_packages(text))
+
+
+def _packages(text: str) -> Iterator[Package]:
+    for block in text.split("\n\n"):
+        fields = dict(
+            line.split(": ", 1) for line in block.splitlines() if ": " in line and line[0] != " "
+        )
+        if fields.get("Status", "").endswith("installed") and "Package" in fields:
+            yield Package(
+                name=fields["Package"],
+                version=fields["Version"],
+                architecture=fields["Architecture"],
+                source=fields.get("Source", fields["Package"]),
+                installed_kib=int(fields.get("Installed-Size", "0")),
+            )
+
+
+def guest_schema(stream: IO[bytes]) -> dict[str, Any]:
+    """Return the cloud-config schema of the very cloud-init in a tree.
+
+    Raises:
+        KvedgeError: there is none.
+    """
+    found = roottree.read(stream, lambda path: path == _SCHEMA)
+    if _SCHEMA not in found:
+        raise errors.KvedgeError(
+            "the image has no cloud-config schema", hint="is cloud-init in it?"
+        )
+    return json.loads(found[_SCHEMA])
+
+
+def scan(stream: IO[bytes]) -> list[errors.Problem]:
+    """Return what must not be in an image that many machines start from."""
+    problems: list[errors.Problem] = []
+    seen: dict[str, int] = {}
+
+    def add(path: str, message: str) -> None:
+        problems.append(errors.Problem(path=f"/{path}", message=message))
+
+    for record in roottree.records(stream):
+        path = record.path
+        head = record.raw[-512:]
+        mode = int(head[100:107].rstrip(b"\0 ") or b"0", 8)
+        seen[path] = record.size
+        if re.match(r"etc/ssh/ssh_host_", path):
+            add(path, "every machine would have this host key")
+        if path.endswith("/authorized_keys") and record.size:
+            add(path, "a key that opens every machine")
+        if record.kind == "0" and mode & 0o6000 and path not in _SETUID_FINE:
+            add(path, f"set-user-id or set-group-id file of mode {mode:o}")
+        if record.kind == "0" and record.size < 1 << 20 and path.startswith(_SECRET_PLACES):
+            data = stream.read(record.size + -record.size % 512)
+            if _SECRETS.search(data):
+                add(path, "has a private key or a shared access key in it")
+            if path == "etc/shadow":
+                for line in data.rstrip(b"\0").decode().splitlines():
+                    name, secret = line.split(":")[:2]
+                    if secret not in {"*", "!", "!*", "!!"}:
+                        add(path, f"user {name!r} has a password")
+        elif record.size:
+            roottree.skip(stream, record)
+    if seen.get("etc/machine-id", -1) != 0:
+        add("etc/machine-id", "must be there and empty")
+    problems += [
+        errors.Problem(path=f"/{path}", message="missing") for path in _MUST_BE if path not in seen
+    ]
+    return sorted(problems)
+
+
+def scan_recipe(recipe_name: str) -> list[errors.Problem]:
+    """Scan a recipe's built image."""
+    with tempfile.TemporaryFile(dir=building.work_folder()) as file:
+        building.write_tree(recipe_name, file)
+        file.seek(0)
+        return scan(file)

@@ -1,0 +1,178 @@
+"""`kvedge image`: build, push and look into disk and container images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from kvedge.cli import _common
+
+if TYPE_CHECKING:
+    import images
+    from kvedge.progress import Progress
+
+__all__ = ["image"]
+
+_CONTAINERS = ("temperature-sensor", "kvedge")
+_RECIPE = "debian-12-edge"
+_name_argument = click.argument("name", default=_RECIPE, metavar="[NAME]")
+
+
+@click.group()
+def image() -> None:
+    """Build, push and look into images.
+
+    NAME is a recipe of a disk (debian-12-edge) or a container image (temperature-sensor, kvedge).
+    Results are cached by content in KVEDGE_CACHE, by default ~/.cache/kvedge.
+    """
+
+
+@image.command()
+@_name_argument
+@_common.output_option
+def build(name: str, output: str) -> None:
+    """Build an image, or find it built; needs no root rights and no container engine."""
+    with _common.progress_bars() as progress:
+        built = _build(name, progress)
+    _tell(built, output)
+
+
+@image.command()
+@_name_argument
+@click.argument("destination", required=False, metavar="[HOST/REPOSITORY[:TAG]]")
+@click.option(
+    "--ca-file",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    envvar="KVEDGE_REGISTRY_CA_FILE",
+    help="Authority that signed the registry's certificate.",
+)
+@click.option("--tag", default="", help="Name to give the image beside its digest.")
+def push(name: str, destination: str | None, ca_file: Path | None, tag: str) -> None:
+    """Build an image if it is not there and push it; prints it by digest.
+
+    Without a destination it goes to the local site's registry, as kvedge/NAME. Credentials are
+    docker's own.
+    """
+    import os
+
+    import images
+
+    _common.load_environment()
+    if destination is None:
+        registry = os.environ.get("KVEDGE_REGISTRY_PUSH")
+        if not registry:
+            raise click.UsageError("no destination, and no local site is up")
+        destination = f"{registry}/kvedge/{name}"
+        found = os.environ.get("KVEDGE_REGISTRY_CA_FILE")
+        ca_file = ca_file or (Path(found) if found else None)
+    with _common.progress_bars() as progress:
+        built = _build(name, progress)
+        where = images.push(built, destination, ca_file=ca_file, tag=tag, progress=progress)
+    click.echo(where)
+
+
+@image.command()
+@_name_argument
+@_common.output_option
+def inspect(name: str, output: str) -> None:
+    """Show key, digest, layers, and for a disk its packages."""
+    from images import inspecting
+
+    facts = inspecting.inspect(name)
+    if output == "json":
+        _common.emit(facts)
+        return
+    packages = facts.pop("packages", [])
+    layers = facts.pop("layers")
+    _common.table(("FIELD", "VALUE"), list(facts.items()))
+    _common.table(
+        ("LAYER", "BYTES", "TYPE"), [(one["digest"], one["size"], one["type"]) for one in layers]
+    )
+    if packages:
+        _common.table(
+            ("PACKAGE", "VERSION", "KIB"),
+            [(one["name"], one["version"], one["installed_kib"]) for one in packages],
+        )
+
+
+@image.command("list")
+@_common.output_option
+def list_(output: str) -> None:
+    """Show which images are built."""
+    from images import inspecting
+
+    rows = inspecting.overview()
+    if output == "json":
+        _common.emit(rows)
+        return
+    _common.table(
+        ("NAME", "KIND", "BUILT", "MIB", "DIGEST"),
+        [
+            (
+                one["name"],
+                one["kind"],
+                "yes" if one["built"] else "no",
+                round(one["size"] / 2**20) if one["built"] else "",
+                one["digest"],
+            )
+            for one in rows
+        ],
+    )
+
+
+@image.command()
+@_name_argument
+def check(name: str) -> None:
+    """Scan a built disk for what must not be in it: keys, passwords, machine ids."""
+    from images import scanning
+    from kvedge import errors
+
+    problems = scanning.scan_recipe(name)
+    if problems:
+        raise errors.SpecError(f"image {name!r}", problems)
+    click.echo(f"image {name!r}: nothing found that must not be there")
+
+
+@image.command()
+@click.option(
+    "--keep",
+    default=8.0,
+    show_default=True,
+    type=click.FloatRange(min=0),
+    help="GiB of the latest used results to keep.",
+)
+def gc(keep: float) -> None:
+    """Drop the longest unused results and what killed builds left."""
+    from images import cache
+
+    dropped = cache.default_store().collect(keep_bytes=int(keep * 2**30))
+    freed = sum(entry.size for entry in dropped)
+    click.echo(f"dropped {len(dropped)} results, {freed / 2**20:.0f} MiB")
+
+
+def _build(name: str, progress: Progress) -> images.BuiltImage:
+    import images
+
+    if name == "kvedge":
+        return images.build_kvedge_image(progress=progress)
+    if name in _CONTAINERS:
+        return images.build_module(name, progress=progress)
+    return images.build(name, progress=progress)
+
+
+def _tell(built: images.BuiltImage, output: str) -> None:
+    facts = {
+        "name": built.name,
+        "key": built.key,
+        "digest": built.digest,
+        "size": built.size,
+        "layout": str(built.layout),
+    }
+    if built.disk:
+        facts["disk"] = str(built.disk)
+    if output == "json":
+        _common.emit(facts)
+    else:
+        _common.table(("FIELD", "VALUE"), list(facts.items()))
