@@ -56,7 +56,8 @@ def as_nobody(short_tmp):
     )
     for folder in (home, cache, *(item for item in (cache).rglob("*") if item.is_dir())):
         os.chown(folder, NOBODY, NOGROUP)
-    become = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOGROUP}", "--clear-groups", "--"]
+    # setpriv itself still has root's capabilities when it starts its program, so that one is env.
+    become = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOGROUP}", "--clear-groups", "--", "env"]
     python = _python_for(become)
     root = Path(__file__).parents[3]
     packages = next(path for path in sys.path if path.endswith("site-packages"))
@@ -70,7 +71,10 @@ def as_nobody(short_tmp):
 
     def run(*words: str):
         return processes.run(
-            ["env", "-i", *(f"{key}={value}" for key, value in env.items()), *become, python, "-P", "-m", "kvedge", *words],
+            [
+                *(*become, "-i", *(f"{key}={value}" for key, value in env.items())),
+                *(python, "-P", "-m", "kvedge", *words),
+            ],
             what=f"kvedge {' '.join(words)} as nobody",
             cwd=home,
             check=False,

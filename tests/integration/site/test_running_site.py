@@ -86,7 +86,16 @@ def test_service_accounts_get_tokens_that_work(site):
     from kvedge import tools
 
     done = processes.run(
-        [tools.path("kubectl"), "--kubeconfig=/dev/null", *anonymous, f"--token={token}", "auth", "whoami", "-o", "json"],
+        [
+            tools.path("kubectl"),
+            "--kubeconfig=/dev/null",
+            *anonymous,
+            f"--token={token}",
+            "auth",
+            "whoami",
+            "-o",
+            "json",
+        ],
         what="whoami",
     )
     user = json.loads(done.stdout)["status"]["userInfo"]["username"]
