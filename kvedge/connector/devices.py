@@ -25,6 +25,8 @@ class Devices:
         self._hub = hub
         self._reports: dict[str, DeviceReport] = {}
         self._by_deployment: dict[str, list[DeviceReport]] = {}
+        self.pages = 1
+        """Requests that the last poll took."""
         self.changed: set[str] = set()
         """Deployments whose devices said something new in the last poll."""
 
@@ -38,8 +40,11 @@ class Devices:
     async def poll(self) -> None:
         """Read all reports."""
         fresh: dict[str, DeviceReport] = {}
+        pages = 0
         async for page in self._hub.query_pages(_QUERY):
+            pages += 1
             fresh.update(edge.device_reports(page))
+        self.pages = max(1, pages)
         changed: set[str] = set()
         for device in fresh.keys() | self._reports.keys():
             old, new = self._reports.get(device), fresh.get(device)

@@ -13,7 +13,7 @@ import contextlib
 import logging
 from typing import TYPE_CHECKING, Any
 
-from kvedge import edge, errors
+from kvedge import edge, errors, iothub
 from kvedge.connector import logs as module_logs
 from kvedge.connector.devices import Devices
 from kvedge.connector.ledger import Ledger, workload_of
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from kvedge.edge import Revision
     from kvedge.iothub import Hub
     from kvedge.node.provider import Reporter, Work
-    from kvedge.wire import KubeObject
+    from kvedge.wire import Configuration, KubeObject
 
 __all__ = ["IotEdgeProvider"]
 
@@ -38,6 +38,11 @@ _log = logging.getLogger(__name__)
 _STALE_POLLS = 3
 """So many polls must fail before pods say that their state is not known."""
 _CONTACT_SECONDS = 20.0
+_SECONDS_PER_PAGE = 6.0
+_FAST_SECONDS = 2.0
+"""Polling while something has changed and does not run yet."""
+_UNSETTLED_SECONDS = 180.0
+_SPARE_QUERIES = 6
 Workload = tuple[str, str]
 
 
@@ -63,6 +68,7 @@ class IotEdgeProvider:
         self._trouble = "the hub was not reached yet"
         self._poll_now = asyncio.Event()
         self._last_list = 0.0
+        self._changed_at = 0.0
 
     async def start(self, reporter: Reporter) -> None:
         """Begin to read the hub."""
@@ -112,6 +118,7 @@ class IotEdgeProvider:
         if arrived := self._arrived.get(revision.workload):
             arrived.set()
         if not adopted or (before and before.id != revision.id):
+            self._changed_at = asyncio.get_running_loop().time()
             self._poll_now.set()
         return Outcome(status=self._status(work.pod, revision), adopted=adopted)
 
@@ -209,11 +216,26 @@ class IotEdgeProvider:
                 if self._failures == _STALE_POLLS:
                     self._report_all()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._settings.poll_seconds):
+                async with asyncio.timeout(self._pace()):
                     await self._poll_now.wait()
                 # Several pods in a row share one poll.
                 pause = min(1.0, self._settings.poll_seconds) - (loop.time() - began)
                 await asyncio.sleep(max(0.0, pause))
+
+    def _pace(self) -> float:
+        """Return the seconds to the next poll: soon after a change, else as the hub's quota allows.
+
+        A poll is one query per hundred devices, and the steady share is half of a unit's quota.
+        """
+        usual = max(self._settings.poll_seconds, self._devices.pages * _SECONDS_PER_PAGE)
+        if self._hub.budget.units == iothub.UNLIMITED:
+            usual = self._settings.poll_seconds
+        loop = asyncio.get_running_loop()
+        unsettled = loop.time() - self._changed_at < _UNSETTLED_SECONDS and not all(
+            self._runs(uid) for uid in tuple(self._placed)
+        )
+        room = self._hub.budget.left("query") >= 2 * self._devices.pages + _SPARE_QUERIES
+        return min(usual, _FAST_SECONDS) if unsettled and room else usual
 
     async def _round(self) -> None:
         loop = asyncio.get_running_loop()
@@ -251,22 +273,51 @@ class IotEdgeProvider:
             if not pod["metadata"].get("deletionTimestamp"):
                 workload = pod["metadata"]["namespace"], face.workload_of(pod)
                 living.setdefault(workload, []).append(pod["metadata"]["uid"])
-        now = asyncio.get_running_loop().time()
-        for entry in self._ledger.own():
-            deployment, workload = entry["id"], workload_of(entry)
-            if deployment in wanted:
-                self._absent.pop(deployment, None)
+        older: dict[Workload, list[Configuration]] = {}
+        for entry in sorted(self._ledger.own(), key=lambda entry: entry.get("priority", 0)):
+            workload = workload_of(entry)
+            if entry["id"] in wanted:
+                self._absent.pop(entry["id"], None)
                 if len(self._ledger.of_workload(workload)) == 1:
-                    await self._ledger.settle(deployment)
-            elif uids := living.get(workload):
-                self._absent.pop(deployment, None)
-                if all(self._runs(uid) for uid in uids):
-                    await self._ledger.retire(deployment)
+                    await self._ledger.settle(entry["id"])
+            elif workload in living:
+                self._absent.pop(entry["id"], None)
+                older.setdefault(workload, []).append(entry)
             elif self._listed and workload not in self._arrived:
-                since = self._absent.setdefault(deployment, now)
-                if now - since >= self._settings.orphan_seconds:
-                    await self._ledger.retire(deployment)
-                    self._absent.pop(deployment, None)
+                await self._collect(entry["id"])
+        for workload, entries in older.items():
+            await self._supersede(entries, living[workload])
+
+    async def _supersede(self, older: Sequence[Configuration], uids: Sequence[str]) -> None:
+        """Retire a workload's older revisions.
+
+        The oldest is the last one that ran everywhere, for all before it were retired then. It
+        stays until the newest runs. Those between never ran; they go when the newest is applied.
+        """
+        if all(self._runs(uid) for uid in uids):
+            leaving = list(older)
+        elif all(self._is_applied(uid) for uid in uids):
+            leaving = list(older[1:])
+        else:
+            leaving = []
+        for entry in leaving:
+            await self._ledger.retire(entry["id"])
+
+    async def _collect(self, deployment: str) -> None:
+        """Retire a deployment without any pod, if that has lasted for a while."""
+        now = asyncio.get_running_loop().time()
+        since = self._absent.setdefault(deployment, now)
+        if now - since >= self._settings.orphan_seconds:
+            await self._ledger.retire(deployment)
+            self._absent.pop(deployment, None)
+
+    def _is_applied(self, uid: str) -> bool:
+        """Tell whether the hub has merged a pod's revision on every device that it targets."""
+        revision = self._placed.get(uid)
+        if revision is None:
+            return False
+        reports = self._devices.of(revision.id)
+        return bool(reports) and all(revision.id in report.applied for report in reports)
 
     def _runs(self, uid: str) -> bool:
         """Tell whether a pod's own revision runs on every device that it targets."""

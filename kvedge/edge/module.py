@@ -313,7 +313,8 @@ def _tmpfs(empty: Mapping[str, Any]) -> str:
 
 def refuse_volumes(spec: Mapping[str, Any], problems: list[errors.Problem]) -> None:
     """Append a problem for each volume that a device cannot have."""
-    for index, volume in enumerate(spec.get("volumes") or ()):
+    volumes: list[dict[str, Any]] = spec.get("volumes") or []
+    for index, volume in enumerate(volumes):
         if volume["name"].startswith(_INJECTED):
             continue
         problems.extend(

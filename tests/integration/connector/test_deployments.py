@@ -245,3 +245,31 @@ async def test_two_workloads_with_one_module_name(world, devices, start_connecto
             return (await world.get("a"))["status"].get("reason") == "ModuleConflict"
 
         await world.until(conflict)
+
+
+async def test_failing_revisions_do_not_pile_up(world, devices, start_connector):
+    """Of several revisions that never ran only the newest stays, beside the last good one."""
+    async with (
+        devices(1, tags={"site": "lille"}) as simulation,
+        start_connector("pile"),
+    ):
+        await world.client.post(world.path, pod("a", "pile"))
+        await world.await_ready("a")
+        (good,) = await world.own()
+        simulation.devices["sim-1"].override("a-main", runtimeStatus="failed")
+        for number in range(2, 5):
+            body = {"spec": {"containers": [{"name": "main", "image": f"reg/sensor:{number}"}]}}
+            await world.client.patch(f"{world.path}/a", body, "strategic")
+
+            async def placed(wanted=number):
+                found = [d for d in await world.own() if f"sensor:{wanted}" in str(d["content"])]
+                return found and (await world.get("a"))["status"]["containerStatuses"]
+
+            await world.until(placed)
+        await world.await_own(2)
+        left = await world.own()
+        assert left[0]["id"] == good["id"]
+        assert "sensor:4" in str(left[1]["content"])
+        simulation.devices["sim-1"].clear_overrides()
+        await world.await_own(1)
+        await world.await_ready("a")
