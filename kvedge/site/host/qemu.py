@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +27,7 @@ __all__ = [
     "AttachedDisk",
     "Firmware",
     "arguments",
+    "boots",
     "find_firmware",
     "kvm_works",
 ]
@@ -47,7 +47,8 @@ _OVMF = (
     ("/usr/share/OVMF/OVMF_CODE.fd", "/usr/share/OVMF/OVMF_VARS.fd"),
     ("/usr/share/edk2/ovmf/OVMF_CODE.fd", "/usr/share/edk2/ovmf/OVMF_VARS.fd"),
 )
-_KVM_SECONDS = 5.0
+_PROBE_SECONDS = 8.0
+_PROBE_DISK = 2**20
 _EXIT_BY_GUEST = 33
 """isa-debug-exit ends QEMU with (value << 1) | 1; the probe's guest writes 16."""
 
@@ -79,22 +80,27 @@ def find_firmware() -> Firmware | None:
 
 
 async def kvm_works() -> bool:
-    """Boot a nine-byte guest under KVM; /dev/kvm alone proves nothing in a nested machine."""
-    if not os.access("/dev/kvm", os.R_OK | os.W_OK) or not shutil.which(PROGRAM):
-        return False
-    # mov dx,0xf4; mov al,16; out dx,al; hlt; jmp -2
+    """Whether a guest really boots under KVM; /dev/kvm alone proves nothing in a nested machine."""
+    return os.access("/dev/kvm", os.R_OK | os.W_OK) and await boots("kvm")
+
+
+async def boots(accelerator: str) -> bool:
+    """Boot a nine-byte guest that ends QEMU with a code of its own."""
+    # mov dx,0xf4; mov al,16; out dx,al; hlt; jmp -3
     sector = b"\xba\xf4\x00\xb0\x10\xee\xf4\xeb\xfd".ljust(510, b"\0") + b"\x55\xaa"
-    with tempfile.TemporaryDirectory(prefix="kvedge-kvm-") as folder:
+    with tempfile.TemporaryDirectory(prefix="kvedge-boot-") as folder:
         image = Path(folder) / "boot.img"
         image.write_bytes(sector)
+        # The firmware boots from no disk that is smaller than a track.
+        os.truncate(image, _PROBE_DISK)
         argv = [
-            "timeout", "-s", "KILL", f"{_KVM_SECONDS:g}", PROGRAM, "-accel", "kvm", "-cpu", "max",
-            "-machine", "q35", "-m", "16M", "-nodefaults", "-no-user-config", "-display", "none",
-            "-device", "isa-debug-exit,iobase=0xf4,iosize=1",
-            "-drive", f"file={image},format=raw,if=ide,readonly=off",
+            "timeout", "-s", "KILL", f"{_PROBE_SECONDS:g}", PROGRAM, "-accel", accelerator,
+            "-cpu", "max", "-machine", MACHINE, "-m", "32M", "-nodefaults", "-no-user-config",
+            "-display", "none", "-device", "isa-debug-exit,iobase=0xf4,iosize=1",
+            "-drive", f"file={image},format=raw,if=ide",
         ]  # fmt: skip
         try:
-            done = await processes.arun(argv, what="try KVM", check=False)
+            done = await processes.arun(argv, what=f"try {accelerator}", check=False)
         except errors.ToolMissing:
             return False
     return done.returncode == _EXIT_BY_GUEST

@@ -1,6 +1,7 @@
 """Tiny guests: boot sectors that need no system image."""
 
 import asyncio
+import os
 
 import pytest
 
@@ -21,6 +22,7 @@ def boot_disk(tmp_path):
     def write(name):
         file = tmp_path / f"{name}.img"
         file.write_bytes(_SECTORS[name].ljust(510, b"\0") + b"\x55\xaa")
+        os.truncate(file, 2**20)
         return file
 
     return write
