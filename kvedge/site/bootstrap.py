@@ -92,6 +92,10 @@ class Bootstrap:
             "admission": self._admission,
         }[step]()
 
+    def forget(self) -> None:
+        """Give the memory of the manifests back until they are needed again."""
+        self._manifests = {}
+
     async def _definitions(self) -> None:
         """Everything that virt-api, virt-controller and the VM host must find when they start."""
         system = await self._client.get("/api/v1/namespaces/kube-system")

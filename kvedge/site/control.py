@@ -126,6 +126,7 @@ def _up(folder: state.Folder, name: str, progress: Progress) -> state.Site:
         has_hub=importlib.util.find_spec("kvedge.cli.hub") is not None,
         has_host=_is_there("kvedge.site.host.__main__"),
         stamp=_stamp(folder),
+        code=_code_stamps(),
     )
     state.write_atomically(folder.plan_file, plan.to_json())
     folder.stopping_file.unlink(missing_ok=True)
@@ -295,6 +296,27 @@ def _stamp(folder: state.Folder) -> str:
     for path in sorted(folder.pki.glob("*.crt")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+_CODE = {
+    "hub": ("emulator/**/*.py", "names.py"),
+    "host": ("site/host/*.py", "kube/*.py", "connector/*.py", "node/**/*.py", "edge/*.py"),
+    "ports": ("site/publishing.py",),
+    "supervisor": ("site/supervising.py", "site/bootstrap.py", "site/checking.py"),
+}
+"""Part -> what its code is in; whoever pulls a new version and says `up` gets it running."""
+
+
+def _code_stamps() -> dict[str, str]:
+    package = Path(kvedge.__file__).parent
+    stamps = {}
+    for part, patterns in _CODE.items():
+        digest = hashlib.sha256()
+        for pattern in patterns:
+            for path in sorted(package.glob(pattern)):
+                digest.update(path.read_bytes())
+        stamps[part] = digest.hexdigest()[:16]
+    return stamps
 
 
 def _known_site(folder: state.Folder, name: str) -> state.Site | None:

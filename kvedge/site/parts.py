@@ -112,6 +112,8 @@ class Plan:
     steps: tuple[Step, ...]
     manifests: str
     """JSON file with KubeVirt's and CDI's objects."""
+    code: str = ""
+    """Changes with the supervisor's own code."""
 
     @property
     def digest(self) -> str:
@@ -132,6 +134,7 @@ class Plan:
                 Step(name=item["name"], needs=tuple(item["needs"])) for item in raw["steps"]
             ),
             manifests=raw["manifests"],
+            code=raw["code"],
         )
 
 
@@ -157,6 +160,7 @@ def plan(
     has_hub: bool,
     has_host: bool,
     stamp: str = "",
+    code: Mapping[str, str] | None = None,
 ) -> Plan:
     """Return what a site in this folder runs.
 
@@ -166,7 +170,9 @@ def plan(
         has_hub: the hub emulator is installed.
         has_host: the VM host is installed.
         stamp: changes when certificates were made anew.
+        code: stamps of our own programs' code, by part; a changed one is restarted by `up`.
     """
+    stamps = code or {}
     parts = [
         _etcd(folder, programs),
         _api_server(folder, programs),
@@ -183,13 +189,16 @@ def plan(
     if has_host:
         parts.append(_host(folder))
     return Plan(
-        parts=tuple(dataclasses.replace(part, stamp=stamp) for part in parts),
+        parts=tuple(
+            dataclasses.replace(part, stamp=stamp + stamps.get(part.name, "")) for part in parts
+        ),
         steps=(
             Step(name="definitions", needs=("kube-apiserver",)),
             Step(name="defaults", needs=("definitions",)),
             Step(name="admission", needs=("definitions", "virt-api")),
         ),
         manifests=str(manifests),
+        code=stamps.get("supervisor", ""),
     )
 
 

@@ -195,6 +195,8 @@ class Supervisor:
                 seen.error = ""
                 seen.ready.set()
                 self._tell()
+                if all(self._seen[item.name].ready.is_set() for item in self._plan.steps):
+                    self._bootstrap.forget()
                 await seen.poke.wait()
                 back_off = _FIRST_BACK_OFF
                 continue
