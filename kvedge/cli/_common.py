@@ -47,7 +47,10 @@ namespace_option = click.option("-n", "--namespace", help="Namespace; the contex
 
 def site_directory(name: str | None = None) -> Path:
     """Return the folder of a local site, whether it is there or not."""
-    return Path(".kvedge").absolute() / (name or os.environ.get("KVEDGE_SITE") or "dev")
+    state, named = os.environ.get("KVEDGE_STATE"), os.environ.get("KVEDGE_SITE")
+    if state and name in (None, named):
+        return Path(state)
+    return Path(".kvedge").absolute() / (name or named or "dev")
 
 
 def load_environment(name: str | None = None) -> bool:
