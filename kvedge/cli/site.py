@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 import time
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kvedge import redact
+from kvedge.cli import _common
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,31 +36,22 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
     return click.argument("name", default="dev")(command)
 
 
-_output = click.option(
-    "--output", "-o", type=click.Choice(["text", "json"]), default="text", show_default=True
-)
-
-
 def _directory(name: str, directory: Path | None) -> Path:
     from kvedge.site import state
 
     return directory or state.default_directory(name)
 
 
-def _progress(task: str, done: float = 0.0, total: float | None = None, note: str = "") -> None:
-    if total is not None and done == total:
-        click.echo(f"  {task:<26}{note}", err=True)
-
-
 @site.command()
 @_options
-@_output
+@_common.output_option
 def up(name: str, directory: Path | None, output: str) -> None:
     """Bring the site NAME up, or mend it."""
     from kvedge.site import control
 
     begun = time.monotonic()
-    found = control.up(_directory(name, directory), name, progress=_progress)
+    with _common.progress_bars() as progress:
+        found = control.up(_directory(name, directory), name, progress=progress)
     if output == "json":
         click.echo(found.folder.site_file.read_text(encoding="utf-8"), nl=False)
         return
@@ -75,20 +66,21 @@ def down(name: str, directory: Path | None, purge: bool) -> None:
     """Stop the site NAME; its state is kept for the next `up`."""
     from kvedge.site import control
 
-    acted = control.down(_directory(name, directory), purge=purge)
+    with _common.progress_bars() as progress:
+        acted = control.down(_directory(name, directory), purge=purge, progress=progress)
     click.echo(f"site {name!r} is {'removed' if purge and acted else 'down'}")
 
 
 @site.command()
 @_options
-@_output
+@_common.output_option
 def status(name: str, directory: Path | None, output: str) -> None:
     """Show the site's parts; exit code 1 unless all are ready."""
     from kvedge.site import control
 
     seen = control.status(_directory(name, directory))
     if output == "json":
-        click.echo(json.dumps(dataclasses.asdict(seen), indent=2))
+        _common.emit(dataclasses.asdict(seen))
     else:
         _show(seen)
     if seen.state != "up":

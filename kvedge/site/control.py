@@ -150,13 +150,16 @@ def _up(folder: state.Folder, name: str, progress: Progress) -> state.Site:
         raise
     site = state.site_from_ports(folder.root, name, ports, state="up", cluster_id=cluster_id)
     state.save(site)
-    folders = [
-        *dict.fromkeys(
-            path.parent for key, path in programs.items() if key in {"kubectl", "virtctl"}
-        )
-    ]
-    state.write_env(site, path_folders=[*folders, Path(sys.executable).parent])
+    _link_programs(folder)
+    state.write_env(site, path_folders=[folder.root / "bin", Path(sys.executable).parent])
     return site
+
+
+def _link_programs(folder: state.Folder) -> None:
+    """Put what people call by name into the site's bin folder: what there is, nothing is built."""
+    there = {row.name for row in tools.status() if row.path is not None}
+    wanted = ("kubectl", "virtctl", *tools.PULUMI)
+    tools.link([name for name in wanted if name in there], folder.root / "bin")
 
 
 def down(directory: Path, *, purge: bool = False, progress: Progress = silent) -> bool:
