@@ -77,15 +77,13 @@ def emulate(
     verbose: bool,
 ) -> None:
     """Run an IoT Hub on this machine until it is interrupted."""
-    import asyncio
-
     from kvedge.emulator import running
 
     if (cert is None) != (key is None):
         raise click.UsageError("--cert and --key belong together")
     if directory is None and not ephemeral:
         raise click.UsageError("give --dir to keep the hub's state, or --ephemeral")
-    asyncio.run(
+    running.main(
         running.run(
             directory=directory,
             ephemeral=ephemeral,

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pytest
 
 from kvedge import names
-from kvedge.emulator import Hub, Settings, certificates
+from kvedge.emulator import Hub, Settings, certificates, running
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator
@@ -141,7 +141,7 @@ def running_hub(
 
     def body() -> None:
         try:
-            asyncio.run(serve())
+            running.main(serve())
         except BaseException as error:  # noqa: BLE001 - handed to the test's thread
             outcome.append(error)
         finally:

@@ -1,0 +1,136 @@
+"""The hub as a process: what was acknowledged is there after kill -9."""
+
+from __future__ import annotations
+
+import signal
+import stat
+import subprocess
+import sys
+import threading
+
+import pytest
+import requests.exceptions
+from azure.iot.hub import IoTHubRegistryManager
+from azure.iot.hub.models import Twin
+from msrest.exceptions import ClientException
+
+
+class Process:
+    """`kvedge hub emulate` in a folder."""
+
+    def __init__(self, folder, *options):
+        self.folder = folder
+        self.child = subprocess.Popen(
+            [sys.executable, "-m", "kvedge", "hub", "emulate", "--dir", str(folder), *options],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        line = self.child.stdout.readline()
+        assert line.startswith("hub ready"), line
+
+    def manager(self):
+        text = (self.folder / "service.connection").read_text()
+        manager = IoTHubRegistryManager.from_connection_string(text)
+        manager.protocol.config.connection.verify = str(self.folder / "pki" / "ca.crt")
+        manager.protocol.config.retry_policy.retries = 0
+        return manager
+
+    def end(self, number):
+        self.child.send_signal(number)
+        self.child.wait(10)
+        self.child.stdout.close()
+        return self.child.returncode
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start the hub; it is gone after the test."""
+    started = []
+
+    def make(*options):
+        started.append(Process(tmp_path, *options))
+        return started[-1]
+
+    yield make
+    for process in started:
+        if process.child.poll() is None:
+            process.end(signal.SIGKILL)
+
+
+def test_an_orderly_end(start):
+    """SIGTERM ends the hub with code 0, and the next one has the same keys and devices."""
+    first = start()
+    first.manager().create_device_with_sas("d", "", "", "enabled")
+    before = (first.folder / "service.connection").read_text()
+    assert first.end(signal.SIGTERM) == 0
+    second = start()
+    assert second.manager().get_device("d").device_id == "d"
+    after = (second.folder / "service.connection").read_text()
+    assert before.partition("SharedAccessKey=")[2] == after.partition("SharedAccessKey=")[2]
+
+
+def test_secrets_are_for_the_owner_only(start):
+    """Store, keys and connection strings have mode 0600."""
+    folder = start().folder
+    for name in ("hub.db", "service.connection", "inside.connection", "pki/hub.key"):
+        assert stat.S_IMODE((folder / name).stat().st_mode) == 0o600, name
+
+
+@pytest.mark.parametrize("rounds", [3, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.timeout(900)
+def test_no_acknowledged_write_is_lost(start, rounds):
+    """Killed in the middle of writing, the hub still has every write that it has answered."""
+    acknowledged = {}
+    for number in range(rounds):
+        process = start()
+        manager = process.manager()
+        if not acknowledged:
+            manager.create_device_with_sas("d", "", "", "enabled")
+        threading.Timer(0.25, process.child.kill).start()
+        count = 0
+        try:
+            while True:
+                name = f"r{number}-{count % 40}"
+                manager.update_twin("d", Twin(tags={name: count}), "*")
+                acknowledged[name] = count
+                count += 1
+        except (ClientException, requests.exceptions.RequestException):
+            process.end(signal.SIGKILL)
+        assert count
+        if len(acknowledged) > 400:
+            acknowledged = {}
+            second = start()
+            second.manager().replace_twin("d", Twin(tags={}), "*")
+            second.end(signal.SIGKILL)
+            acknowledged["r"] = 0
+            third = start()
+            third.manager().update_twin("d", Twin(tags={"r": 0}), "*")
+            third.end(signal.SIGKILL)
+        found = start()
+        tags = found.manager().get_twin("d").tags
+        found.end(signal.SIGKILL)
+        lost = {name: count for name, count in acknowledged.items() if tags.get(name, -1) < count}
+        assert not lost
+
+
+def test_ephemeral_keeps_nothing(start):
+    """With --ephemeral the next start knows no device and has other keys."""
+    first = start("--ephemeral")
+    first.manager().create_device_with_sas("d", "", "", "enabled")
+    first.end(signal.SIGTERM)
+    second = start("--ephemeral")
+    assert second.manager().get_device_registry_statistics().total_device_count == 0
+
+
+def test_a_port_in_use_is_named(start):
+    """A second hub on the same port says so and ends with code 1."""
+    first = start()
+    port = (first.folder / "service.connection").read_text().split(";")[0].rpartition(":")[2]
+    done = subprocess.run(
+        [sys.executable, "-m", "kvedge", "hub", "emulate", "--ephemeral",
+         "--https", f"127.0.0.1:{port}"],
+        capture_output=True, text=True, check=False, timeout=20,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert f"cannot listen on 127.0.0.1:{port}" in done.stderr
+    assert "hint:" in done.stderr
