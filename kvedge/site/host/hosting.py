@@ -60,7 +60,7 @@ async def serve(settings: HostSettings) -> None:
         try:
             async with asyncio.TaskGroup() as group:
                 await _run(settings, clients, Crew(group), accelerator, stack)
-                raise _Stop
+                raise _Stop  # noqa: TRY301 - this is how a task group is ended
         except* _Stop:
             _LOG.info("stopped")
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import shutil
 import signal
 from pathlib import Path
@@ -233,7 +232,7 @@ def _find(directory: Path) -> Detached | None:
         if not entry.name.isdigit():
             continue
         try:
-            if os.readlink(entry / "cwd") != str(directory.resolve()):
+            if (entry / "cwd").readlink() != directory.resolve():
                 continue
             if qemu.PROGRAM.encode() not in (entry / "cmdline").read_bytes().split(b"\0")[0]:
                 continue

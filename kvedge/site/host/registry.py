@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 
 __all__ = ["BaseDisk", "ImageStore", "Reference", "inspect_disk", "parse_reference"]
 
-_ACCEPT = "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json, application/vnd.docker.distribution.manifest.v2+json, application/vnd.docker.distribution.manifest.list.v2+json"
+_ACCEPT = (
+    "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json, "
+    "application/vnd.docker.distribution.manifest.v2+json, "
+    "application/vnd.docker.distribution.manifest.list.v2+json"
+)
 _FORM = re.compile(
     r"(?:docker://)?(?P<host>[^/]+)/(?P<repository>[a-z0-9._/-]+)"
     r"(?::(?P<tag>[\w.-]+))?(?:@(?P<digest>sha256:[0-9a-f]{64}))?"

@@ -52,7 +52,7 @@ async def _alone(name: str, work: Coroutine[Any, Any, None]) -> None:
         await work
     except errors.KvedgeError as error:
         _LOG.error("%s: %s", name, error)
-    except Exception:
+    except Exception:  # noqa: BLE001 - it ends nobody else
         _LOG.exception("%s", name)
 
 
@@ -65,7 +65,7 @@ async def _for_ever(name: str, work: Callable[[], Awaitable[None]]) -> None:
             await work()
         except errors.KvedgeError as error:
             _LOG.error("%s: %s", name, error)
-        except Exception:
+        except Exception:  # noqa: BLE001 - it ends nobody else
             _LOG.exception("%s", name)
         if loop.time() - begun > _LONGEST_PAUSE:
             pause = _FIRST_PAUSE
@@ -146,7 +146,7 @@ class Actors(Generic[_A]):
                 except errors.KvedgeError as error:
                     _LOG.warning("%s: %s", actor.name, error)
                     again, pause = pause, min(pause * 2, _LONGEST_PAUSE)
-                except Exception:
+                except Exception:  # noqa: BLE001 - it ends nobody else
                     _LOG.exception("%s", actor.name)
                     again, pause = pause, min(pause * 2, _LONGEST_PAUSE)
                 if failed:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 from kvedge import names
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path

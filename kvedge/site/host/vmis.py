@@ -178,7 +178,7 @@ class Guest:
             plan = plan_guest(self.vmi)
             firmware = qemu.find_firmware() if plan.efi else None
             if plan.efi and not firmware:
-                raise errors.SpecError(
+                raise errors.SpecError(  # noqa: TRY301 - told as the plan's own problems are
                     self.name,
                     [
                         errors.Problem(

@@ -24,8 +24,8 @@ from kvedge.site.host.registry import inspect_disk
 from kvedge.site.host.running import Actors, timestamp
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from collections.abc import Mapping
+    from pathlib import Path
 
     from kvedge import kube
     from kvedge.site.host.podstatus import PodWriter

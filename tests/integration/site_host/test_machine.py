@@ -22,7 +22,7 @@ def _argv(disk, *more):
 
 async def _until(fact):
     async with asyncio.timeout(20):
-        while not fact():
+        while not fact():  # noqa: ASYNC110 - a fact about another process
             await asyncio.sleep(0.02)
 
 
