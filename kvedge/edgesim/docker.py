@@ -31,9 +31,11 @@ _FRAME: Final = struct.Struct(">BxxxI")
 class DockerError(Exception):
     """The engine refused a call or is not there; status 0 means no answer."""
 
-    def __init__(self, message: str, *, status: int = 0) -> None:
+    def __init__(self, message: str, *, status: int = 0, reason: str = "") -> None:
         super().__init__(message)
         self.status = status
+        self.reason = reason or message
+        """The engine's own words."""
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -116,18 +118,22 @@ class Docker:
         if credentials:
             text = json.dumps(dict(credentials)).encode()
             headers["X-Registry-Auth"] = base64.urlsafe_b64encode(text).decode("ascii")
-        with self._call(
-            "POST",
-            "/images/create",
-            query={"fromImage": repository, "tag": tag},
-            headers=headers,
-            timeout=_PULL_SILENCE_SECONDS,
-        ) as answer:
-            # The call answers 200 before the work begins; a failure comes as the last line.
-            for line in answer:
-                problem = json.loads(line).get("error") if line.strip() else None
-                if problem:
-                    raise DockerError(f"pulling {reference!r}: {problem}", status=500)
+        try:
+            with self._call(
+                "POST",
+                "/images/create",
+                query={"fromImage": repository, "tag": tag},
+                headers=headers,
+                timeout=_PULL_SILENCE_SECONDS,
+            ) as answer:
+                # The call may answer 200 before the work begins; a failure is a later line then.
+                problems = [json.loads(line).get("error") for line in answer if line.strip()]
+        except DockerError as error:
+            raise DockerError(
+                f"pulling {reference!r}: {error.reason}", status=error.status
+            ) from error
+        for problem in filter(None, problems):
+            raise DockerError(f"pulling {reference!r}: {problem}", status=500)
 
     def create(self, name: str, body: dict[str, Any]) -> None:
         """Create a container."""
@@ -232,9 +238,8 @@ class Docker:
             connection.request(method, target, json.dumps(body) if body is not None else None, sent)
             answer = connection.getresponse()
             if answer.status >= http.client.BAD_REQUEST:
-                raise DockerError(
-                    f"{method} {path}: {_message(answer.read())}", status=answer.status
-                )
+                reason = _message(answer.read())
+                raise DockerError(f"{method} {path}: {reason}", status=answer.status, reason=reason)
             yield answer
         except (OSError, http.client.HTTPException) as error:
             raise DockerError(f"{method} {path}: {error or type(error).__name__}") from error

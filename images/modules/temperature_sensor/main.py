@@ -15,6 +15,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -113,6 +114,8 @@ def main() -> int:
     """Run the module; 1 when the edge hub cannot be reached."""
     if _VENDOR.is_dir():
         sys.path.insert(0, str(_VENDOR))
+    # The client's HTTP half looks for a library that guesses character sets and does without.
+    warnings.filterwarnings("ignore", message="Unable to find acceptable character detection")
     from azure.iot.device import IoTHubModuleClient
 
     seconds = interval_seconds(os.environ.get("MESSAGE_INTERVAL_SECONDS"), _DEFAULT_SECONDS)
