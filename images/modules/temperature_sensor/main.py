@@ -105,8 +105,9 @@ class Sensor:
             self._machine.reset()
             answer = MethodResponse(request.request_id, 200, {"sent": self._sent})
         else:
-            problem = {"message": f"method {request.name!r} is not known"}
-            answer = MethodResponse(request.request_id, 404, problem)
+            answer = MethodResponse(
+                request.request_id, 404, {"message": f"method {request.name!r} is not known"}
+            )
         self._client.send_method_response(answer)
 
 
