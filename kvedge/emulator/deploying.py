@@ -54,6 +54,38 @@ def manifest(base: Configuration | None, layers: Iterable[Configuration]) -> dic
     return result
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Outcome:
+    """What the deployments mean for devices that fulfil the same conditions."""
+
+    base: Configuration | None
+    layers: list[Configuration]
+    statuses: Json
+
+
+class _Rules:
+    """All edge deployments of one evaluation, with what is already known of them."""
+
+    def __init__(
+        self, *, configurations: list[Configuration], conditions: dict[str, Callable[[Json], bool]]
+    ) -> None:
+        self._ranked = sorted(configurations, key=lambda item: (item.priority, item.sequence))
+        self._conditions = conditions
+        self._known: dict[tuple[bool, ...], _Outcome] = {}
+
+    def outcome(self, row: Json) -> _Outcome:
+        """Return the base, the layers above it and the statuses for one device."""
+        fulfilled = tuple([holds(row) for holds in self._conditions.values()])
+        known = self._known.get(fulfilled)
+        if known is None:
+            true = {
+                text for text, is_true in zip(self._conditions, fulfilled, strict=True) if is_true
+            }
+            matching = [item for item in self._ranked if item.target_condition in true]
+            known = self._known[fulfilled] = _decided(matching)
+        return known
+
+
 class Engine:
     """Evaluates configurations whenever something changed, and not more often than told."""
 
@@ -71,7 +103,7 @@ class Engine:
         self._soon = asyncio.Event()
         self._awake = asyncio.Event()
         self._awake.set()
-        self._targets: dict[str, tuple[str, Callable[[Json], bool]]] = {}
+        self._targets: dict[str, Callable[[Json], bool]] = {}
         self._manifests: dict[tuple[str, ...], dict[str, Json]] = {}
         self.evaluations = 0
         """How often it ran; for those who wait for the next time."""
@@ -116,11 +148,11 @@ class Engine:
         everything, self._all = self._all, False
         dirty, self._dirty = self._dirty, set()
         candidates = [*self._store.identities] if everything else [*dirty]
-        conditions = self._conditions()
+        rules = self._rules()
         for count, device_id in enumerate(candidates, start=1):
             identity = self._store.identities.get(device_id)
             if identity is not None and identity.edge:
-                self._evaluate_device(identity, conditions)
+                self._evaluate_device(identity, rules)
             if count % _BATCH == 0:
                 await asyncio.sleep(0)
         self._measure()
@@ -133,29 +165,21 @@ class Engine:
         )
         self._write(device_id, manifest(single, ()))
 
-    def _conditions(self) -> list[tuple[Configuration, Callable[[Json], bool]]]:
-        """Return edge deployments with their compiled conditions."""
-        found = []
-        for item in self._store.configurations.values():
-            if not configurations.is_edge(item) or not item.target_condition:
-                continue
-            known = self._targets.get(item.id)
-            if known is None or known[0] != item.target_condition:
-                condition = item.target_condition
-                holds: Callable[[Json], bool] = (
-                    (lambda _row: True)
-                    if condition.strip() == "*"
-                    else query.holds(query.parse_condition(condition))
-                )
-                known = self._targets[item.id] = (condition, holds)
-            found.append((item, known[1]))
-        return found
+    def _rules(self) -> _Rules:
+        """Return what the edge deployments of this moment mean, conditions compiled."""
+        found = [
+            item
+            for item in self._store.configurations.values()
+            if configurations.is_edge(item) and item.target_condition
+        ]
+        for item in found:
+            if item.target_condition not in self._targets:
+                self._targets[item.target_condition] = _holds(item.target_condition)
+        texts = {item.target_condition for item in found}
+        self._targets = {text: self._targets[text] for text in texts}
+        return _Rules(configurations=found, conditions=self._targets)
 
-    def _evaluate_device(
-        self,
-        identity: records.Identity,
-        conditions: list[tuple[Configuration, Callable[[Json], bool]]],
-    ) -> None:
+    def _evaluate_device(self, identity: records.Identity, rules: _Rules) -> None:
         device_id = identity.device_id
         twin = self._store.twins[device_id]
         row: Json = {
@@ -163,19 +187,13 @@ class Engine:
             "tags": twin.tags,
             "properties": {"reported": twin.reported, "desired": twin.desired},
         }
-        matching = [item for item, holds in conditions if holds(row)]
-        base, layers = _chosen(matching)
-        if base is not None:
-            self._write(device_id, self._manifest(base, layers))
-        effective = {item.id for item in (base, *layers) if item is not None and _tells_agent(item)}
-        statuses = {
-            item.id: {"status": "Applied" if item.id in effective else "Targeted"}
-            for item in matching
-        }
+        outcome = rules.outcome(row)
+        if outcome.base is not None:
+            self._write(device_id, self._manifest(outcome.base, outcome.layers))
         changed = [
-            dataclasses.replace(found, configurations=statuses)
+            dataclasses.replace(found, configurations=outcome.statuses)
             for key in (device_id, records.key_of(device_id, AGENT))
-            if (found := self._store.twins[key]).configurations != statuses
+            if (found := self._store.twins[key]).configurations != outcome.statuses
         ]
         with self._store.transaction() as transaction:
             for item in changed:
@@ -220,6 +238,18 @@ class Engine:
         for twin, patch in writes:
             self._twins.tell(twin, patch)
 
+    def _outcomes(self) -> Iterable[tuple[Json, dict[str, int]]]:
+        """Yield devices put together by what hits them: the statuses, and counts by outcome."""
+        groups: dict[int, tuple[Json, dict[str, int]]] = {}
+        for twin in self._store.twins.values():
+            entries = twin.configurations
+            if twin.module_id == AGENT and entries:
+                # Devices that are hit alike share one object, so its id tells them apart.
+                _, outcomes = groups.setdefault(id(entries), (entries, {}))
+                outcome = _outcome(twin)
+                outcomes[outcome] = outcomes.get(outcome, 0) + 1
+        return groups.values()
+
     def _measure(self) -> None:
         """Compute all metrics from what was evaluated."""
         counts: dict[str, dict[str, int]] = {
@@ -227,18 +257,17 @@ class Engine:
             for name, item in self._store.configurations.items()
             if configurations.is_edge(item)
         }
-        for twin in self._store.twins.values():
-            if twin.module_id != AGENT or not twin.configurations:
-                continue
-            outcome = _outcome(twin)
-            for name, entry in twin.configurations.items():
+        for entries, outcomes in self._outcomes():
+            targeted = sum(outcomes.values())
+            for name, entry in entries.items():
                 if (count := counts.get(name)) is None:
                     continue
-                count["targetedCount"] += 1
+                count["targetedCount"] += targeted
                 if entry["status"] == "Applied":
-                    count["appliedCount"] += 1
-                    if outcome:
-                        count[outcome] += 1
+                    count["appliedCount"] += targeted
+                    for outcome, devices in outcomes.items():
+                        if outcome:
+                            count[outcome] += devices
         changed = []
         for name, count in counts.items():
             item = self._store.configurations[name]
@@ -254,20 +283,26 @@ class Engine:
                 transaction.put(item)
 
 
-def _chosen(matching: list[Configuration]) -> tuple[Configuration | None, list[Configuration]]:
-    """Return the base and the layers above it, ascending."""
-
-    def rank(item: Configuration) -> tuple[int, int]:
-        return item.priority, item.sequence
-
+def _decided(matching: list[Configuration]) -> _Outcome:
+    """Return what deployments in ascending rank mean for the devices that they hit."""
     full = [item for item in matching if not is_layered(item.content)]
-    if not full:
-        return None, []
-    base = max(full, key=rank)
+    base = full[-1] if full else None
     layers = [
-        item for item in matching if is_layered(item.content) and item.priority > base.priority
+        item
+        for item in matching
+        if base is not None and is_layered(item.content) and item.priority > base.priority
     ]
-    return base, sorted(layers, key=rank)
+    effective = {item.id for item in (base, *layers) if item is not None and _tells_agent(item)}
+    statuses = {
+        item.id: {"status": "Applied" if item.id in effective else "Targeted"} for item in matching
+    }
+    return _Outcome(base=base, layers=layers, statuses=statuses)
+
+
+def _holds(condition: str) -> Callable[[Json], bool]:
+    if condition.strip() == "*":
+        return lambda _row: True
+    return query.holds(query.parse_condition(condition))
 
 
 def _tells_agent(item: Configuration) -> bool:
