@@ -6,6 +6,7 @@ import base64
 import binascii
 import dataclasses
 import json
+import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,14 @@ if TYPE_CHECKING:
     from kvedge.site.host.registry import BaseDisk, ImageStore
     from kvedge.site.host.vmspec import DiskPlan, GuestPlan
 
-__all__ = ["CLAIM_DISK", "DiskMaker", "create_blank", "create_overlay", "seed_files"]
+__all__ = [
+    "CLAIM_DISK",
+    "DiskMaker",
+    "backing_file",
+    "create_blank",
+    "create_overlay",
+    "seed_files",
+]
 
 CLAIM_DISK = "disk.qcow2"
 """The disk's file in a persistent volume's folder."""
@@ -196,3 +204,20 @@ async def create_blank(file: Path, size: int) -> None:
         what=f"make disk {file.name!r}",
     )
     fresh.replace(file)
+
+
+def backing_file(file: Path) -> str:
+    """Return the file that a qcow2 leans on, empty for none.
+
+    Reads the header itself (https://www.qemu.org/docs/master/interop/qcow2.html): a program
+    would refuse a disk that is in use.
+    """
+    try:
+        with file.open("rb") as disk:
+            magic, _, offset, size = struct.unpack(">4sIQI", disk.read(20))
+            if magic != b"QFI\xfb" or not offset:
+                return ""
+            disk.seek(offset)
+            return disk.read(size).decode(errors="replace")
+    except (OSError, struct.error):
+        return ""

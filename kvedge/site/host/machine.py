@@ -42,6 +42,8 @@ class Machine:
         self.agent = GuestAgent(directory / qemu.AGENT_SOCKET)
         self.agent_open = False
         self.paused = False
+        self.disk_failed = False
+        """Paused by QEMU itself: a write failed, most likely for want of space."""
         self.ending: Ending = ""
         self._crew = crew
         self._on_change = on_change
@@ -115,7 +117,8 @@ class Machine:
         self._tasks.append(self._crew.start(f"guest {self.directory.name} monitor", monitor.run()))
         await monitor.command("qmp_capabilities")
         state = await monitor.command("query-status")
-        self.paused = state["status"] == "paused"
+        self.paused = state["status"] in {"paused", "prelaunch", "io-error"}
+        self.disk_failed = state["status"] == "io-error"
         if state["status"] == "shutdown":
             self._guest_ended()
         for channel in await monitor.command("query-chardev"):
@@ -131,6 +134,9 @@ class Machine:
                 self.agent.close()
         elif name in {"STOP", "RESUME"}:
             self.paused = name == "STOP" and not self.ending
+            self.disk_failed = self.disk_failed and self.paused
+        elif name == "BLOCK_IO_ERROR" and data.get("action") == "stop":
+            self.disk_failed = True
         else:
             return
         self._on_change()

@@ -130,6 +130,7 @@ def arguments(
         *("-smp", f"sockets={plan.sockets},cores={plan.cores},threads={plan.threads}"),
         *("-m", f"{plan.memory_mib}M"),
         *("-nodefaults", "-no-user-config", "-no-shutdown"),
+        *(("-S",) if plan.paused else ()),
         *("-rtc", "base=utc"),
         *("-uuid", plan.uuid),
         *("-smbios", _smbios(plan)),

@@ -260,7 +260,10 @@ class Guest:
         set_condition(vmi, "LiveMigratable", "False", "HostNotLiveMigratable", message)
         set_condition(vmi, "StorageLiveMigratable", "False", "NotMigratable", message)
         set_condition(vmi, "Synchronized", None)
-        if self.machine.paused:
+        if self.machine.paused and self.machine.disk_failed:
+            message = "a write to a disk failed: is this machine's disk full?"
+            set_condition(vmi, "Paused", "True", "PausedIOError", message)
+        elif self.machine.paused:
             set_condition(vmi, "Paused", "True", "PausedByUser", "VMI was paused by user")
         else:
             set_condition(vmi, "Paused", None)

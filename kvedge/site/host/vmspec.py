@@ -85,6 +85,8 @@ class GuestPlan:
     """Action of an i6300esb watchdog, empty for none."""
     tablet: bool
     memory_balloon: bool
+    paused: bool
+    """Whether the guest waits for an unpause before its first instruction."""
 
 
 def plan_guest(vmi: Mapping[str, Any]) -> GuestPlan:
@@ -127,6 +129,7 @@ def plan_guest(vmi: Mapping[str, Any]) -> GuestPlan:
         graphics=devices.get("autoattachGraphicsDevice", True),
         watchdog=watchdog.get("action", "") if watchdog else "",
         tablet=bool(devices.get("inputs")),
+        paused=spec.get("startStrategy") == "Paused",
         memory_balloon=devices.get("autoattachMemBalloon", True),
     )
 
@@ -240,6 +243,10 @@ def _disk_problems(spec: Mapping[str, Any], devices: Mapping[str, Any]) -> Itera
         path = f"spec.volumes[{number}].{kind}"
         if kind not in _VOLUMES:
             yield errors.Problem(path=path, message=f"volumes of kind {kind!r} are not done")
+        elif kind == "containerDisk" and volume[kind].get("path"):
+            yield errors.Problem(
+                path=f"{path}.path", message="the first file below disk/ is always taken"
+            )
         elif (volume[kind] or {}).get("hotpluggable"):
             yield errors.Problem(path=f"{path}.hotpluggable", message="nothing is hot-plugged")
 

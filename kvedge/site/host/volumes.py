@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 
 from kvedge import errors, processes
-from kvedge.site.host.disks import CLAIM_DISK, create_blank, create_overlay
+from kvedge.site.host.disks import CLAIM_DISK, backing_file, create_blank, create_overlay
 from kvedge.site.host.quantities import parse_quantity
 from kvedge.site.host.registry import inspect_disk
 from kvedge.site.host.running import Actors, timestamp
@@ -42,6 +42,8 @@ STORAGE_CLASS = "kvedge-local"
 _PROVISIONED_BY = "pv.kubernetes.io/provisioned-by"
 _BOUND_SECONDS = 0.2
 _PROGRESS_SECONDS = 0.5
+_SPARE_IMAGES = 2
+"""Unused base images that are kept: the last ones are likely to be wanted again."""
 _RETRY_SECONDS, _LONGEST_RETRY_SECONDS = 2.0, 60.0
 _HTTP_CHUNK = 1024 * 1024
 
@@ -361,7 +363,17 @@ class Volumes:
         return self.settings.volumes / f"pvc-{claim['metadata']['uid']}"
 
     async def ensure_class(self) -> None:
-        """Make the storage class and what CDI's users look for."""
+        """Make the storage class and what CDI's users look for, however long it takes."""
+        while True:
+            try:
+                await self._make_class()
+            except errors.RemoteError as error:
+                _LOG.info("storage class: %s", error)
+                await asyncio.sleep(_RETRY_SECONDS)
+            else:
+                return
+
+    async def _make_class(self) -> None:
         modes = [{"accessModes": ["ReadWriteOnce"], "volumeMode": "Filesystem"}]
         for obj in (
             {
@@ -481,6 +493,7 @@ class Volumes:
         async for kind, volume in self.kube.watch("/api/v1/persistentvolumes"):
             if kind == "SYNCED":
                 self._sweep(seen)
+                self._forget_images()
                 continue
             if volume["spec"].get("storageClassName") != STORAGE_CLASS:
                 continue
@@ -494,6 +507,7 @@ class Volumes:
                     _LOG.warning("volume %s: %s", name, error)
             elif kind == "DELETED":
                 shutil.rmtree(self.settings.volumes / name, ignore_errors=True)
+                self._forget_images()
 
     def _sweep(self, known: set[str]) -> None:
         root = self.settings.volumes
@@ -501,3 +515,23 @@ class Volumes:
             if folder.name not in known:
                 _LOG.info("volume %s has no object: removed", folder.name)
                 shutil.rmtree(folder, ignore_errors=True)
+
+    def _forget_images(self) -> None:
+        """Remove base images that no overlay leans on, all but the newest."""
+        overlays = (
+            *self.settings.volumes.glob(f"pvc-*/{CLAIM_DISK}"),
+            *self.settings.guests.glob("*/disk-*.qcow2"),
+        )
+        used = {backing_file(file) for file in overlays}
+        spare = sorted(
+            (
+                file
+                for file in self.settings.images.glob("*")
+                if file.suffix in {".qcow2", ".raw"} and str(file.resolve()) not in used
+            ),
+            key=lambda file: file.stat().st_mtime,
+            reverse=True,
+        )
+        for file in spare[_SPARE_IMAGES:]:
+            _LOG.info("base image %s is no longer used: removed", file.name)
+            file.unlink(missing_ok=True)

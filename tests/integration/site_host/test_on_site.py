@@ -177,6 +177,22 @@ def test_a_vm_runs_pauses_restarts_and_stops(cluster):
     until(lambda: not cluster.get("vm", "life"))
 
 
+def test_a_vm_can_be_started_paused(cluster):
+    """The first instruction waits for the unpause."""
+    vm = _vm("waits")
+    vm["spec"]["runStrategy"] = "Manual"
+    cluster.apply(vm)
+    until(lambda: cluster.get("vm", "waits").get("status"))
+    cluster.virtctl("start", "waits", "--paused")
+    until(
+        lambda: cluster.get("vm", "waits")["status"].get("printableStatus") == "Paused", seconds=60
+    )
+    cluster.virtctl("unpause", "vm", "waits")
+    until(lambda: cluster.get("vm", "waits")["status"].get("ready"), seconds=60)
+    cluster.delete("vm", "waits")
+    until(lambda: not cluster.get("vm", "waits"), seconds=60)
+
+
 def test_a_guest_survives_a_killed_host(site, cluster):
     """The next host adopts the same process, and the VM stays ready."""
     cluster.apply(_vm("kept"))

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from kvedge import errors, processes
-from kvedge.site.host.disks import create_blank, create_overlay, seed_files
+from kvedge.site.host.disks import backing_file, create_blank, create_overlay, seed_files
 from kvedge.site.host.registry import BaseDisk, inspect_disk
 from kvedge.site.host.vmspec import plan_guest
 
@@ -69,3 +69,13 @@ async def test_an_image_that_leans_on_another_file_is_refused(tmp_path):
     await create_overlay(tmp_path / "evil.qcow2", await inspect_disk(tmp_path / "base.qcow2"))
     with pytest.raises(errors.SiteError, match="leans on another file"):
         await inspect_disk(tmp_path / "evil.qcow2")
+
+
+async def test_the_base_of_an_overlay_is_read_from_its_header(tmp_path):
+    """Base images that something leans on are kept."""
+    await create_blank(tmp_path / "base.qcow2", 2**20)
+    await create_overlay(tmp_path / "disk.qcow2", await inspect_disk(tmp_path / "base.qcow2"))
+    assert backing_file(tmp_path / "disk.qcow2") == str(tmp_path / "base.qcow2")
+    assert backing_file(tmp_path / "base.qcow2") == ""
+    (tmp_path / "raw").write_bytes(b"\0" * 64)
+    assert backing_file(tmp_path / "raw") == ""
