@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import copy
 import hashlib
 import json
@@ -32,7 +33,7 @@ __all__ = ["Bootstrap", "own_roles"]
 
 _NAMESPACE = "kubevirt"
 _MARKER = f"/api/v1/namespaces/{_NAMESPACE}/configmaps/kvedge-site"
-_AT_ONCE = 6
+_AT_ONCE = 4
 _PAUSE_SECONDS = 0.05
 _CORE = "api/v1"
 _COLLECTIONS = {
@@ -172,16 +173,25 @@ class Bootstrap:
             )
 
     async def _until_established(self) -> None:
-        path = f"/{_COLLECTIONS['CustomResourceDefinition']}"
-        wanted = {item["metadata"]["name"] for item in self._manifests["crds"]}
-        wanted |= {item["metadata"]["name"] for item in self._manifests["cdiCrds"]}
-        while True:
-            # Metadata and conditions would do, but conditions are not in partial objects.
-            items = (await self._client.get(path))["items"]
-            ready = {item["metadata"]["name"] for item in items if _is_true(item, "Established")}
-            if wanted <= ready:
-                return
-            await asyncio.sleep(_PAUSE_SECONDS * 4)
+        """Wait until discovery names every defined resource.
+
+        The definitions themselves would tell as well, but all of them are 2 MB an answer.
+        """
+        missing: dict[str, set[str]] = {}
+        for item in (*self._manifests["crds"], *self._manifests["cdiCrds"]):
+            spec = item["spec"]
+            for version in spec["versions"]:
+                if version["served"]:
+                    group_version = f"{spec['group']}/{version['name']}"
+                    missing.setdefault(group_version, set()).add(spec["names"]["plural"])
+        while missing:
+            for group_version in list(missing):
+                with contextlib.suppress(errors.NotFound):
+                    found = await self._client.get(f"/apis/{group_version}")
+                    missing[group_version] -= {entry["name"] for entry in found["resources"]}
+                if not missing[group_version]:
+                    del missing[group_version]
+            await asyncio.sleep(_PAUSE_SECONDS * 2)
 
     async def _until_served(self, item: dict[str, Any]) -> None:
         while True:

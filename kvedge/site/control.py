@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["PartStatus", "SiteStatus", "down", "log_files", "status", "up"]
 
 _POLL_SECONDS = 0.05
-_UP_SECONDS = 180.0
+_UP_SECONDS = 300.0
 _STOP_SECONDS = 90.0
 _ANSWER_SECONDS = 15.0
 _FREE_MIB = 300

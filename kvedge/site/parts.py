@@ -84,7 +84,7 @@ class Part:
     stop_with: str = "SIGTERM"
     stop_seconds: float = 10.0
     """Patience before SIGKILL."""
-    start_seconds: float = 60.0
+    start_seconds: float = 120.0
     """Patience until it is ready."""
     stamp: str = ""
     """Changes when files that the part reads only once have changed."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sys
 from pathlib import Path
 
 import pytest
 
+from kvedge import processes
 from kvedge.site import control
 from kvedge.testing.sites import run_kvedge
 
@@ -71,3 +73,32 @@ def test_a_part_that_cannot_start_is_named_and_nothing_is_left(short_tmp):
     assert done.returncode == 1
     assert "'etcd' does not start" in done.stderr
     assert control.status(directory).state == "down"
+
+
+def _up_in_a_user_namespace(directory, preparation):
+    """Run `site up` after a shell line that only root of a user namespace may run."""
+    words = ["site", "up", "dev", "--dir", str(directory)]
+    return processes.run(
+        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-ec", f'{preparation}; exec "$@"', "sh", sys.executable, "-m", "kvedge", *words],
+        what="site up on a restricted machine",
+        check=False,
+        timeout=120,
+    )
+
+
+def test_a_full_disk_is_told_before_anything_is_started(short_tmp):
+    """Too little space is an error with the figure, not a crash of etcd later."""
+    done = _up_in_a_user_namespace(
+        short_tmp / "full", f"mount -t tmpfs -o size=16m none {short_tmp}"
+    )
+    assert done.returncode == 1
+    assert "MiB free" in done.stderr
+    assert "--dir" in done.stderr
+
+
+def test_forbidden_user_namespaces_are_told_with_the_setting(short_tmp):
+    """A machine that forbids user namespaces is told apart from every other failure."""
+    done = _up_in_a_user_namespace(short_tmp / "s", "echo 0 > /proc/sys/user/max_user_namespaces")
+    assert done.returncode == 1
+    assert "user.max_user_namespaces is 0" in done.stderr
+    assert "sysctl -w user.max_user_namespaces" in done.stderr
