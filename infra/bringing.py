@@ -10,7 +10,7 @@ import dataclasses
 import os
 from typing import TYPE_CHECKING, Any
 
-from infra import access_keys, fleet, publishing, sweeping
+from infra import access_keys, fleet, hub_content, publishing, sweeping
 from kvedge import errors, iothub, kube, settings
 from kvedge.progress import Progress, silent
 
@@ -150,6 +150,21 @@ async def _check(environment: spec.Environment) -> None:
                 ) from cause
     async with _hub(environment, patient=False) as hub:
         await hub.statistics()
+        if environment.platform:
+            await _refuse_second_platform(environment, hub)
+
+
+async def _refuse_second_platform(environment: spec.Environment, hub: iothub.Hub) -> None:
+    mine = hub_content.base_owner(environment)
+    for found in await hub.configurations(lane=iothub.Lane.URGENT):
+        labels = found.get("labels") or {}
+        owner = labels.get(hub_content.OWNER_LABEL, mine)
+        if labels.get(hub_content.ROLE_LABEL) == "base" and owner != mine:
+            raise errors.KvedgeError(
+                f"environment {environment.name!r} has a platform section, but environment "
+                f"{owner.rpartition('/')[2]!r} carries this hub's platform already",
+                hint="leave the section out: one platform serves all environments of a hub",
+            )
 
 
 async def _roll_out(

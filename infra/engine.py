@@ -26,11 +26,13 @@ from kvedge.progress import Progress, silent
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["Engine", "Event", "find_project"]
+__all__ = ["Engine", "Event", "Project", "find_project", "make_project"]
 
 _CONFIG_VARIABLE = "PULUMI_OPTION_CONFIG_FILE"
 _LOCKED = "the stack is currently locked"
 _NOISE = ("an unhandled error occurred: program exited", "update failed", "preview failed")
+_OURS = f"name: {settings.NAMESPACE}\n"
+_SHIPPED = Path(__file__).parent / "stacks"
 _SEED = f"{settings.NAMESPACE}:keySeed"
 
 
@@ -57,35 +59,48 @@ class _Run:
     in_plan: bool = False
 
 
-def find_project(start: Path | None = None) -> Path:
-    """Return the folder of the project: the nearest Pulumi.yaml upwards, else our package's own.
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Project:
+    """Where pulumi finds the program, and where people write stack files."""
 
-    Raises:
-        KvedgeError: there is none.
+    folder: Path
+    stacks: Path
+
+
+def find_project(stack: str, start: Path | None = None) -> Project:
+    """Return the checkout at or above a folder, the one that we run from, or one made for us.
+
+    An installed kvedge has no checkout: its project is made in the state folder, and stack files
+    are in the current folder, or the shipped ones.
     """
     here = (start or Path.cwd()).absolute()
     for folder in (here, *here.parents, Path(__file__).parents[1]):
         file = folder / "Pulumi.yaml"
-        if file.is_file() and f"name: {settings.NAMESPACE}\n" in file.read_text(encoding="utf-8"):
-            return folder
-    raise errors.KvedgeError(
-        "no Pulumi.yaml of kvedge found", hint="run it in a checkout of the project"
-    )
+        if file.is_file() and _OURS in file.read_text(encoding="utf-8"):
+            return Project(folder=folder, stacks=folder / "infra" / "stacks")
+    written = (here / f"Pulumi.{stack}.yaml").exists()
+    state = Path(os.environ.get("KVEDGE_STATE") or here / ".kvedge" / stack)
+    return make_project(state / "project", stacks=here if written else _SHIPPED)
+
+
+def make_project(folder: Path, *, stacks: Path) -> Project:
+    """Make a project that runs the installed program."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _write(folder / "Pulumi.yaml", _OURS + "runtime: python\n")
+    _write(folder / "__main__.py", "from infra import program\n\nprogram.main()\n")
+    return Project(folder=folder, stacks=stacks)
 
 
 class Engine:
     """One stack and the CLI that runs it."""
 
-    def __init__(self, stack: str, *, project: Path, progress: Progress = silent) -> None:
+    def __init__(self, stack: str, *, project: Project, progress: Progress = silent) -> None:
         self.stack = stack
-        self.project = project
+        self.project = project.folder
+        self.source = project.stacks / f"Pulumi.{stack}.yaml"
+        """The stack file that people write."""
         self._progress = progress
         self._tools = ""
-
-    @property
-    def source(self) -> Path:
-        """The stack file that people write."""
-        return self.project / "infra" / "stacks" / f"Pulumi.{self.stack}.yaml"
 
     @property
     def file(self) -> Path:

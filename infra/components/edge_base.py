@@ -6,13 +6,11 @@ old one is retired (https://learn.microsoft.com/azure/iot-edge/module-deployment
 
 from __future__ import annotations
 
-import hashlib
-import json
 from typing import TYPE_CHECKING, Any, cast
 
 from pulumi.dynamic import CreateResult, DiffResult, ReadResult, Resource, UpdateResult
 
-from infra import dynamic
+from infra import dynamic, hub_content
 from kvedge import errors
 
 if TYPE_CHECKING:
@@ -21,57 +19,7 @@ if TYPE_CHECKING:
     from kvedge import spec
     from kvedge.wire import Configuration
 
-__all__ = ["EdgeBase", "EdgeBaseProvider", "base_configuration"]
-
-_PRIORITY = 0
-"""The lowest: every layer of the connector is above it."""
-_OWNER_LABEL = "kvedge-owner"
-
-
-def base_configuration(environment: spec.Environment) -> dict[str, Any]:
-    """Return the deployment; its id is derived from its content."""
-    if environment.platform is None:
-        raise ValueError(environment.name)
-    content = {"modulesContent": _modules(environment.edge)}
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    return {
-        "id": f"kvedge-base-{digest[:12]}",
-        "schemaVersion": "2.0",
-        "labels": {
-            "kvedge-role": "base",
-            _OWNER_LABEL: environment.cluster.identifier or environment.name,
-            "kvedge-environment": environment.name,
-        },
-        "content": content,
-        "targetCondition": environment.platform.base_target,
-        "priority": _PRIORITY,
-    }
-
-
-def _modules(edge: spec.EdgeRuntime) -> dict[str, Any]:
-    def system(image: str, **more: Any) -> dict[str, Any]:
-        return {"type": "docker", "settings": {"image": image, "createOptions": "{}"}, **more}
-
-    agent = {
-        "schemaVersion": "1.1",
-        "runtime": {"type": "docker", "settings": {"minDockerVersion": "v1.25"}},
-        "systemModules": {
-            "edgeAgent": system(edge.agent_image),
-            "edgeHub": system(
-                edge.hub_image, status="running", restartPolicy="always", startupOrder=0
-            ),
-        },
-        "modules": {},
-    }
-    hub = {
-        "schemaVersion": "1.1",
-        "routes": {"upstream": {"route": "FROM /messages/* INTO $upstream"}},
-        "storeAndForwardConfiguration": {"timeToLiveSecs": 604800},
-    }
-    return {
-        "$edgeAgent": {"properties.desired": agent},
-        "$edgeHub": {"properties.desired": hub},
-    }
+__all__ = ["EdgeBase", "EdgeBaseProvider"]
 
 
 class EdgeBaseProvider(dynamic.Provider):
@@ -110,8 +58,8 @@ class EdgeBaseProvider(dynamic.Provider):
                 await hub.create_configuration(_whole(wanted))
             except errors.Conflict:
                 found = await hub.get_configuration(wanted["id"])
-                owner = (found.get("labels") or {}).get(_OWNER_LABEL)
-                if owner != wanted["labels"][_OWNER_LABEL]:
+                owner = (found.get("labels") or {}).get(hub_content.OWNER_LABEL)
+                if owner != wanted["labels"][hub_content.OWNER_LABEL]:
                     raise errors.Conflict(
                         f"create base deployment {wanted['id']!r}", status=409,
                         details=f"the hub has one of {owner or 'somebody else'}",
@@ -145,7 +93,7 @@ class EdgeBase(Resource, module="kvedge", name="EdgeBase"):
     def __init__(
         self, name: str, environment: spec.Environment, opts: pulumi.ResourceOptions | None = None
     ) -> None:
-        configuration = base_configuration(environment)
+        configuration = hub_content.base_configuration(environment)
         super().__init__(EdgeBaseProvider(), name, {"configuration": configuration}, opts)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pulumi
 from pulumi.dynamic import CreateResult, DiffResult, ReadResult, Resource, UpdateResult
 
-from infra import dynamic, guest
+from infra import dynamic, guest, hub_content
 from kvedge import errors
 
 if TYPE_CHECKING:
@@ -19,24 +19,9 @@ if TYPE_CHECKING:
 
     from kvedge import spec
 
-__all__ = ["EdgeDevice", "EdgeDeviceProvider", "device_tags"]
+__all__ = ["EdgeDevice", "EdgeDeviceProvider"]
 
 _OWNER = ("environment", "cluster", "namespace", "vm")
-
-
-def device_tags(environment: spec.Environment, vm: spec.Vm) -> dict[str, Any]:
-    """Return the device twin's tags: the user's, and `kvedge` by which everything finds it."""
-    return {
-        **vm.tags,
-        "kvedge": {
-            "managed": True,
-            "environment": environment.name,
-            "site": environment.site,
-            "cluster": environment.cluster.identifier,
-            "namespace": environment.cluster.namespace,
-            "vm": vm.name,
-        },
-    }
 
 
 class EdgeDeviceProvider(dynamic.Provider):
@@ -113,7 +98,7 @@ class EdgeDevice(Resource, module="kvedge", name="EdgeDevice"):
             {
                 "device_id": environment.device_id(vm),
                 "device_host": environment.hub.device_host,
-                "tags": device_tags(environment, vm),
+                "tags": hub_content.device_tags(environment, vm),
                 "connection_string": None,
             },
             pulumi.ResourceOptions.merge(

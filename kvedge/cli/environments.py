@@ -30,7 +30,7 @@ def up(stack: str, timeout: float, no_wait: bool, output: str) -> None:
 
     _common.load_environment(stack)
     with _common.progress_bars() as progress:
-        driver = engine.Engine(stack, project=engine.find_project(), progress=progress)
+        driver = engine.Engine(stack, project=engine.find_project(stack), progress=progress)
         outcome = bringing.bring_up(driver, seconds=timeout, wait=not no_wait, progress=progress)
     if output == "json":
         _common.emit(dataclasses.asdict(outcome))
@@ -53,7 +53,7 @@ def down(stack: str, keep_data: bool, output: str) -> None:
 
     _common.load_environment(stack)
     with _common.progress_bars() as progress:
-        driver = engine.Engine(stack, project=engine.find_project(), progress=progress)
+        driver = engine.Engine(stack, project=engine.find_project(stack), progress=progress)
         outcome = bringing.take_down(driver, keep_data=keep_data, progress=progress)
     if output == "json":
         _common.emit(dataclasses.asdict(outcome))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from kvedge import settings, spec
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 CONNECTION = "HostName=hub.example.net;SharedAccessKeyName=kvedge;SharedAccessKey=c2VjcmV0"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
@@ -12,7 +13,9 @@ from cryptography.hazmat.primitives import serialization
 from hypothesis import strategies
 
 from infra import guest
-from kvedge import spec
+
+if TYPE_CHECKING:
+    from kvedge import spec
 
 
 @hypothesis.given(strategies.text(min_size=1, max_size=60), strategies.text(max_size=40))

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from infra import manifests, node_manifests
-from infra.components import edge_base, edge_device
+from infra import hub_content, manifests, node_manifests
 from kvedge import names, spec
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "manifests"
@@ -36,8 +35,8 @@ def everything(environment: spec.Environment) -> dict[str, list[Any]]:
         node_manifests.deployment(environment, "registry.example.net/kvedge/kvedge:1", "abc"),
     ]
     found["hub"] = [
-        edge_base.base_configuration(environment),
-        *({vm.name: edge_device.device_tags(environment, vm)} for vm in environment.fleet),
+        hub_content.base_configuration(environment),
+        *({vm.name: hub_content.device_tags(environment, vm)} for vm in environment.fleet),
     ]
     return found
 
@@ -89,7 +88,7 @@ def test_disks_are_virtio_with_the_serials_of_the_image(environment: spec.Enviro
 
 
 def test_the_service_can_be_left_out(environment: spec.Environment) -> None:
-    """ssh through the Kubernetes API needs no Service."""
+    """Ssh through the Kubernetes API needs no Service."""
     ssh = dataclasses.replace(environment.ssh, service_type="None")
     quiet = dataclasses.replace(environment, ssh=ssh)
     assert manifests.ssh_service(quiet, quiet.fleet[0]) is None
@@ -109,7 +108,10 @@ def test_the_base_id_follows_its_content(environment: spec.Environment) -> None:
     other = dataclasses.replace(
         environment, edge=dataclasses.replace(environment.edge, hub_image="other:1")
     )
-    first, second = edge_base.base_configuration(environment), edge_base.base_configuration(other)
+    first, second = (
+        hub_content.base_configuration(environment),
+        hub_content.base_configuration(other),
+    )
     assert first["id"] != second["id"]
-    assert first["id"] == edge_base.base_configuration(environment)["id"]
+    assert first["id"] == hub_content.base_configuration(environment)["id"]
     assert first["priority"] == 0

@@ -1,0 +1,82 @@
+"""Pure builders of what is written to the hub: a device's tags and the base deployment."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kvedge import spec
+
+__all__ = ["OWNER_LABEL", "ROLE_LABEL", "base_configuration", "base_owner", "device_tags"]
+
+_PRIORITY = 0
+"""The lowest: every layer of the connector is above it."""
+OWNER_LABEL = "kvedge-owner"
+ROLE_LABEL = "kvedge-role"
+
+
+def base_configuration(environment: spec.Environment) -> dict[str, Any]:
+    """Return the deployment; its id is derived from its content."""
+    if environment.platform is None:
+        raise ValueError(environment.name)
+    content = {"modulesContent": _modules(environment.edge)}
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return {
+        "id": f"kvedge-base-{digest[:12]}",
+        "schemaVersion": "2.0",
+        "labels": {
+            OWNER_LABEL: base_owner(environment),
+            ROLE_LABEL: "base",
+        },
+        "content": content,
+        "targetCondition": environment.platform.base_target,
+        "priority": _PRIORITY,
+    }
+
+
+def _modules(edge: spec.EdgeRuntime) -> dict[str, Any]:
+    def system(image: str, **more: Any) -> dict[str, Any]:
+        return {"type": "docker", "settings": {"image": image, "createOptions": "{}"}, **more}
+
+    agent = {
+        "schemaVersion": "1.1",
+        "runtime": {"type": "docker", "settings": {"minDockerVersion": "v1.25"}},
+        "systemModules": {
+            "edgeAgent": system(edge.agent_image),
+            "edgeHub": system(
+                edge.hub_image, status="running", restartPolicy="always", startupOrder=0
+            ),
+        },
+        "modules": {},
+    }
+    hub = {
+        "schemaVersion": "1.1",
+        "routes": {"upstream": {"route": "FROM /messages/* INTO $upstream"}},
+        "storeAndForwardConfiguration": {"timeToLiveSecs": 604800},
+    }
+    return {
+        "$edgeAgent": {"properties.desired": agent},
+        "$edgeHub": {"properties.desired": hub},
+    }
+
+
+def device_tags(environment: spec.Environment, vm: spec.Vm) -> dict[str, Any]:
+    """Return the device twin's tags: the user's, and `kvedge` by which everything finds it."""
+    return {
+        **vm.tags,
+        "kvedge": {
+            "managed": True,
+            "environment": environment.name,
+            "site": environment.site,
+            "cluster": environment.cluster.identifier,
+            "namespace": environment.cluster.namespace,
+            "vm": vm.name,
+        },
+    }
+
+
+def base_owner(environment: spec.Environment) -> str:
+    """Return the owner label's value: cluster and environment."""
+    return f"{environment.cluster.identifier}/{environment.name}"
