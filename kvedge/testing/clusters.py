@@ -26,7 +26,7 @@ from kvedge import processes, tools
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 __all__ = ["Cluster", "cluster", "running_cluster"]
 
@@ -41,6 +41,8 @@ class Cluster:
     kubeconfig: Path
     log: Path
     """What the API server printed."""
+    pids: dict[str, int]
+    """Process ids by program."""
 
 
 @pytest.fixture(scope="session")
@@ -55,8 +57,8 @@ def cluster() -> Iterator[Cluster]:
 
 
 @contextlib.contextmanager
-def running_cluster(folder: Path) -> Iterator[Cluster]:
-    """Run etcd and kube-apiserver with their state in a folder."""
+def running_cluster(folder: Path, options: Sequence[str] = ()) -> Iterator[Cluster]:
+    """Run etcd and kube-apiserver, with further options, with their state in a folder."""
     programs = tools.ensure(["etcd", "kube-apiserver"])
     etcd_port, peer_port, api_port = _free_ports(3)
     token = secrets.token_hex(16)
@@ -98,6 +100,7 @@ def running_cluster(folder: Path) -> Iterator[Cluster]:
                     "--authorization-mode=RBAC",
                     "--service-cluster-ip-range=10.96.0.0/16",
                     "--disable-admission-plugins=ServiceAccount",
+                    *options,
                 ],
                 log=log,
             )
@@ -106,7 +109,8 @@ def running_cluster(folder: Path) -> Iterator[Cluster]:
         _await_ready(url, token, started, log)
         kubeconfig = folder / "kubeconfig"
         kubeconfig.write_text(_KUBECONFIG.format(url=url, token=token))
-        yield Cluster(url=url, kubeconfig=kubeconfig, log=log)
+        pids = dict(zip(("etcd", "kube-apiserver"), (p.pid for p in started), strict=True))
+        yield Cluster(url=url, kubeconfig=kubeconfig, log=log, pids=pids)
     finally:
         # Without etcd the API server lingers, so it goes first.
         for process in reversed(started):

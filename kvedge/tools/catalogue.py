@@ -117,6 +117,8 @@ class Family:
     """The first version on PATH that no longer fits."""
     tools: tuple[Tool, ...]
     debian: Debian | None = None
+    extra: bool = False
+    """Only tests and benchmarks use it, so it is built when it is named and not with all others."""
     seconds: int = 5
     """How long a build takes on two cores with nothing cached, downloads included (measured)."""
     mebibytes: int = 50
@@ -141,6 +143,7 @@ _KUBEVIRT = "1.8.2"
 _PULUMI = "3.259.0"
 _LANGUAGE_HOST = "3.187.0"
 _PROVIDER = "4.25.0"
+_VIRTUAL_KUBELET = "1.13.0"
 
 _KUBERNETES_STAMPS = tuple(
     f"k8s.io/component-base/version.{name}={value}"
@@ -346,6 +349,26 @@ FAMILIES: Final[tuple[Family, ...]] = (
         seconds=392,
         mebibytes=4500,
         kept_mebibytes=160,
+    ),
+    *(
+        Family(
+            name=name,
+            version=_VIRTUAL_KUBELET,
+            at_least=(1, 13),
+            below=(1, 14),
+            tools=(
+                Tool(
+                    name=name,
+                    recipe=GoMain(module=name, package="."),
+                    asked=Asked(arguments=("--version",), pattern=rf"{name} ([\d.]+)"),
+                ),
+            ),
+            extra=True,
+            seconds=seconds,
+            mebibytes=2500,
+            kept_mebibytes=75,
+        )
+        for name, seconds in (("vke2e", 150), ("vktuned", 90))
     ),
 )
 """In the order in which they are built: the quick ones first."""

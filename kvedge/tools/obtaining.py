@@ -56,8 +56,10 @@ class Toolbox:
         self._versions = finding.Versions(self._cache / "tools" / "versions.json")
 
     def names(self) -> tuple[str, ...]:
-        """Return every tool's name."""
-        return tuple(tool.name for family in self._families for tool in family.tools)
+        """Return the name of every tool that kvedge itself drives."""
+        return tuple(
+            tool.name for family in self._families if not family.extra for tool in family.tools
+        )
 
     def status(self) -> list[Row]:
         """Tell of each tool where it is."""
