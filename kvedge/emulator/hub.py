@@ -124,9 +124,6 @@ class Hub:
             telemetry=telemetry,
             commands=commands,
         )
-        https = rest.HttpsServer(handlers, self._access, store, context, _admit)
-        self._stack.push_async_callback(https.stop)
-        self.https_port = await _listening(https.start, settings.https)
         services = Services(
             store=store,
             access=self._access,
@@ -136,6 +133,11 @@ class Hub:
             commands=commands,
         )
         devices = mqtt.MqttServer(services, context)
+        https = rest.HttpsServer(
+            handlers, self._access, store, context, _admit, devices.serve_socket
+        )
+        self._stack.push_async_callback(https.stop)
+        self.https_port = await _listening(https.start, settings.https)
         self._stack.push_async_callback(devices.stop)
         self.mqtt_port = await _listening(devices.start, settings.mqtt)
         for name in ("localhost", "127.0.0.1"):

@@ -1,4 +1,4 @@
-"""The listener for MQTT over TLS."""
+"""The listener for MQTT over TLS, and the sessions of WebSockets that the HTTPS side hands over."""
 
 from __future__ import annotations
 
@@ -6,39 +6,19 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
+from kvedge.emulator.mqtt import wires
 from kvedge.emulator.mqtt.sessions import Services, Session
 
 if TYPE_CHECKING:
     import ssl
+
+    from aiohttp import web
 
 __all__ = ["MqttServer"]
 
 _LOG = logging.getLogger(__name__)
 _HANDSHAKE_SECONDS = 15.0
 _SHUTDOWN_SECONDS = 1.0
-
-
-class _StreamWire:
-    """A connection by asyncio streams."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
-
-    async def read(self, count: int) -> bytes:
-        return await self._reader.readexactly(count)
-
-    def write(self, data: bytes) -> None:
-        if not self._writer.is_closing():
-            self._writer.write(data)
-
-    def unsent(self) -> int:
-        return self._writer.transport.get_write_buffer_size()
-
-    def close(self) -> None:
-        self._writer.close()
-        # A client that is told to go also sees it when it does not answer the TLS farewell.
-        self._reader.feed_eof()
 
 
 class MqttServer:
@@ -75,6 +55,14 @@ class MqttServer:
             for task in late:
                 task.cancel()
 
+    async def serve_socket(self, socket: web.WebSocketResponse) -> None:
+        """Serve a client that came over WebSocket (`/$iothub/websocket`) until it ends."""
+        wire = wires.SocketWire(socket)
+        session = Session(self._services, wire)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(wire.run(), name="mqtt websocket")
+            await session.run()
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         if task is not None:
@@ -82,7 +70,7 @@ class MqttServer:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         try:
-            await Session(self._services, _StreamWire(reader, writer)).run()
+            await Session(self._services, wires.StreamWire(reader, writer)).run()
         except Exception:  # noqa: BLE001 - logged in full, answered in short
             # One client's fault must not end the server, but it is ours to know.
             _LOG.exception("an MQTT session failed")

@@ -7,12 +7,12 @@ import contextlib
 import dataclasses
 import itertools
 import logging
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from kvedge.emulator import catalogue, patching, records, times
-from kvedge.emulator.mqtt import packets, topics
+from kvedge.emulator.mqtt import packets, topics, wires
 
 if TYPE_CHECKING:
     from kvedge.emulator.access import Access
@@ -21,34 +21,13 @@ if TYPE_CHECKING:
     from kvedge.emulator.store import Store
     from kvedge.emulator.twins import Twins
 
-__all__ = ["Services", "Session", "Wire"]
+__all__ = ["Services", "Session"]
 
 _LOG = logging.getLogger(__name__)
 _CONNECT_SECONDS = 15.0
-_PACKET_BYTES = 256 * 1024 + 4096
 _KEEP_ALIVE_CAP = 1767.0
 _UNSENT_BYTES = 4 * 1024 * 1024
 _ACCEPTED, _WRONG_LEVEL, _WRONG_ID, _NOT_AUTHORIZED = 0, 1, 2, 5
-
-
-class Wire(Protocol):
-    """The bytes of a connection, be it TLS or WebSocket."""
-
-    async def read(self, count: int) -> bytes:
-        """Return exactly so many bytes; raises IncompleteReadError or OSError at the end."""
-        ...
-
-    def write(self, data: bytes) -> None:
-        """Send without waiting."""
-        ...
-
-    def unsent(self) -> int:
-        """Return how many bytes wait for the network."""
-        ...
-
-    def close(self) -> None:
-        """End the connection; may be called twice."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +49,7 @@ class _Closed(Exception):
 class Session:
     """The hub's end of one MQTT connection; implements `presence.Session`."""
 
-    def __init__(self, services: Services, wire: Wire) -> None:
+    def __init__(self, services: Services, wire: wires.Wire) -> None:
         self._hub = services
         self._wire = wire
         self._key = ""
@@ -90,13 +69,13 @@ class Session:
         will: packets.Publish | None = None
         try:
             async with asyncio.timeout(_CONNECT_SECONDS):
-                kind, flags, body = await self._read_packet()
+                kind, flags, body = await wires.read_packet(self._wire)
             connect = packets.parse_connect(kind, flags, body)
             will = self._accept(connect)
             limit = connect.keep_alive * 1.5 or _KEEP_ALIVE_CAP
             while True:
                 async with asyncio.timeout(min(limit, _KEEP_ALIVE_CAP)):
-                    kind, flags, body = await self._read_packet()
+                    kind, flags, body = await wires.read_packet(self._wire)
                 if kind == packets.Kind.DISCONNECT:
                     will = None
                     break
@@ -154,21 +133,6 @@ class Session:
             )
         )
         return True
-
-    async def _read_packet(self) -> tuple[int, int, bytes]:
-        first = (await self._wire.read(1))[0]
-        length, shift = 0, 0
-        while True:
-            digit = (await self._wire.read(1))[0]
-            length |= (digit & 0x7F) << shift
-            if not digit & 0x80:
-                break
-            shift += 7
-            if shift > 21:
-                raise packets.Malformed("the length has more than four digits")
-        if length > _PACKET_BYTES:
-            raise packets.Malformed("the packet is larger than 256 KB")
-        return first >> 4, first & 0x0F, await self._wire.read(length) if length else b""
 
     def _accept(self, connect: packets.Connect) -> packets.Publish | None:
         """Answer CONNECT; returns the will."""

@@ -86,6 +86,5 @@ REFUSED = {
     "/jobs": "import and export jobs (they need blob storage)",
     "/digitaltwins": "digital twins",
     "/messages/serviceBound": "feedback of cloud-to-device messages",
-    "/$iothub/websocket": "MQTT over WebSocket",
 }
 """Operations of the service that are answered 501, by the beginning of their path."""

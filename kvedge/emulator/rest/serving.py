@@ -38,13 +38,20 @@ class HttpsServer:
         store: Store,
         context: ssl.SSLContext,
         admit: Callable[[str], Awaitable[None]],
+        serve_mqtt: Callable[[web.WebSocketResponse], Awaitable[None]],
     ) -> None:
-        """Make a server; `admit` is asked before each operation and may delay or refuse it."""
+        """Make a server.
+
+        Args:
+            admit: asked before each operation; may delay or refuse it.
+            serve_mqtt: takes over a client that speaks MQTT over WebSocket.
+        """
         self._handlers = handlers
         self._access = access
         self._store = store
         self._context = context
         self._admit = admit
+        self._serve_mqtt = serve_mqtt
         self._runner: web.AppRunner | None = None
 
     async def start(self, address: str, port: int) -> int:
@@ -52,6 +59,7 @@ class HttpsServer:
         app = web.Application(client_max_size=_BODY_BYTES, middlewares=[self._around])
         for route in routes.ROUTES:
             app.router.add_route(route.method, route.path, self._serving(route))
+        app.router.add_get("/$iothub/websocket", self._websocket)
         app.router.add_route("*", "/{rest:.*}", self._unknown)
         app.on_response_prepare.append(_mark)
         # A day of idle connections would be kept otherwise by clients that vanish.
@@ -102,6 +110,13 @@ class HttpsServer:
         runtime = module in records.RUNTIME_MODULES
         if request.method != "GET" and not identity.edge and runtime:
             raise catalogue.HubError("IotHubUnauthorizedAccess")
+
+    async def _websocket(self, request: web.Request) -> web.WebSocketResponse:
+        """MQTT in WebSocket frames; the client shows its token inside MQTT."""
+        socket = web.WebSocketResponse(protocols=("mqtt",), max_msg_size=_BODY_BYTES)
+        await socket.prepare(request)
+        await self._serve_mqtt(socket)
+        return socket
 
     async def _unknown(self, request: web.Request) -> web.Response:
         for start, what in routes.REFUSED.items():

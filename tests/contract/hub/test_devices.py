@@ -96,6 +96,18 @@ def test_twin_both_ways(connect, registry, module_id):
     assert client.get_twin()["desired"] == {"$version": 3}
 
 
+def test_mqtt_over_websocket(connect, registry):
+    """Port 443 serves the same sessions in WebSocket frames."""
+    client = connect(websockets=True)
+    answer(client)
+    client.send_message("x" * 200_000)
+    client.patch_twin_reported_properties({"a": 1})
+    assert registry.get_twin(client.device_id).properties.reported["a"] == 1
+    method = CloudToDeviceMethod(method_name="ping", connect_timeout_in_seconds=5)
+    assert registry.invoke_device_method(client.device_id, method).status == 200
+    client.disconnect()
+
+
 def test_a_replaced_twin_tells_the_difference(connect, registry):
     """After PUT the device hears what to remove and what to set."""
     client = connect()
