@@ -15,7 +15,7 @@ from typing import Any
 
 __all__ = ["enter"]
 
-_RDONLY, _NOSUID, _NODEV, _REMOUNT, _BIND = 1, 2, 4, 32, 4096
+_RDONLY, _NOSUID, _NODEV, _NOEXEC, _REMOUNT, _BIND = 1, 2, 4, 8, 32, 4096
 """From mount(2)."""
 
 
@@ -41,12 +41,14 @@ def enter(plan: dict[str, Any]) -> None:
         target = Path(item["target"])
         if is_folder:
             target.mkdir(parents=True, exist_ok=True)
-        else:
+        elif not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             target.touch()
         _mount(f"/proc/self/fd/{handle}", str(target), "", _BIND)
         if item["read_only"]:
-            _mount("", str(target), "", _BIND | _REMOUNT | _RDONLY | _NOSUID | _NODEV)
+            # A user namespace may not take away what the mount below forbids.
+            kept = os.statvfs(target).f_flag & _NOEXEC
+            _mount("", str(target), "", _BIND | _REMOUNT | _RDONLY | _NOSUID | _NODEV | kept)
         os.close(handle)
     os.chdir(plan["folder"])
     os.execvp(plan["argv"][0], plan["argv"])  # noqa: S606 - this is what the module is for

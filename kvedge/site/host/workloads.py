@@ -15,7 +15,7 @@ import os
 import shutil
 import signal
 import sys
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from kvedge import errors, names, processes
@@ -27,7 +27,6 @@ from kvedge.site.host.running import timestamp
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from kvedge import kube
     from kvedge.site.host.addresses import AddressPool
@@ -190,7 +189,7 @@ class Workload:
             **own,
         }
         plan = {
-            "mounts": list(self._mounts(run.spec)),
+            "mounts": [*self._mounts(run.spec), *self._hosts()],
             "folder": "/",
             "argv": [
                 sys.executable, "-m", "kvedge",
@@ -354,6 +353,17 @@ class Workload:
                 "target": mount["mountPath"],
                 "read_only": bool(mount.get("readOnly")) or kinds[mount["name"]] != "emptyDir",
             }
+
+    def _hosts(self) -> Iterator[dict[str, Any]]:
+        """Bind an /etc/hosts of the pod's own when it names aliases."""
+        aliases = self.pod["spec"].get("hostAliases")
+        if not aliases:
+            return
+        lines = [f"{item['ip']} {' '.join(item.get('hostnames') or ())}\n" for item in aliases]
+        file = self.directory / "hosts"
+        # The first match wins, so the pod's own names come before the site's.
+        file.write_text("".join(lines) + Path("/etc/hosts").read_text(encoding="utf-8"))
+        yield {"source": str(file), "target": "/etc/hosts", "read_only": True}
 
     # Status
 

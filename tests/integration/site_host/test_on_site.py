@@ -335,7 +335,10 @@ def test_a_service_leads_to_a_pod_that_survives_the_host(site, cluster):
     container = {
         "env": [{"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}],
         "ports": [{"name": "https", "containerPort": 8443}],
-        "readinessProbe": {"tcpSocket": {"port": "https"}, "periodSeconds": 1},
+        "readinessProbe": {
+            "exec": {"command": ["grep", "-q", "192.0.2.7 alias.test", "/etc/hosts"]},
+            "periodSeconds": 1,
+        },
         "volumeMounts": [
             {"name": "tls", "mountPath": "/run/tls", "readOnly": True},
             {"name": "data", "mountPath": "/run/data"},
@@ -353,6 +356,7 @@ def test_a_service_leads_to_a_pod_that_survives_the_host(site, cluster):
         },
     }
     pod = _pod("served", *args, container=container, volumes=volumes, restartPolicy="Always")
+    pod["spec"]["hostAliases"] = [{"ip": "192.0.2.7", "hostnames": ["alias.test"]}]
     cluster.apply(secret, pod, service)
 
     def published():
