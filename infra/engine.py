@@ -177,6 +177,7 @@ class Engine:
     def _run(
         self, words: list[str], what: str, on_event: Callable[[Event], None]
     ) -> dict[str, int]:
+        self._programs()
         run = self._once(words, on_event)
         if run is not None and self._break_dead_lock(run):
             run = self._once(words, on_event)
