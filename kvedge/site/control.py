@@ -303,7 +303,10 @@ def _stamp(folder: state.Folder) -> str:
 
 _CODE = {
     "hub": ("emulator/**/*.py", "names.py"),
-    "host": ("site/host/*.py", "kube/*.py", "connector/*.py", "node/**/*.py", "edge/*.py"),
+    "host": (
+        *("site/host/*.py", "kube/*.py", "connector/*.py", "node/**/*.py", "edge/*.py"),
+        *("iothub/*.py", "cli/connector.py"),
+    ),
     "ports": ("site/publishing.py",),
     "supervisor": ("site/supervising.py", "site/bootstrap.py", "site/checking.py"),
 }

@@ -130,3 +130,15 @@ def test_down_leaves_no_process_and_keeps_state_and_two_sites_do_not_meet(own_si
     assert kubectl(site, "get", "configmap", "kept").returncode == 0
     run_kvedge("site", "down", "--purge", *words)
     assert not directory.exists()
+
+
+def test_down_ends_parts_whose_supervisor_was_killed(own_site):
+    """Orphans are ended in order too, and the next `up` finds all state."""
+    kubectl(own_site, "create", "configmap", "kept-orphans")
+    words = ("mine", "--dir", str(own_site.directory))
+    members = namespace.members(own_site.folder)
+    _kill(_pids(own_site)["supervisor"])
+    run_kvedge("site", "down", *words)
+    assert [pid for pid in members if processes.start_time(pid) is not None] == []
+    run_kvedge("site", "up", *words)
+    assert kubectl(own_site, "get", "configmap", "kept-orphans").returncode == 0

@@ -79,7 +79,20 @@ def _up_in_a_user_namespace(directory, preparation):
     """Run `site up` after a shell line that only root of a user namespace may run."""
     words = ["site", "up", "dev", "--dir", str(directory)]
     return processes.run(
-        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-ec", f'{preparation}; exec "$@"', "sh", sys.executable, "-m", "kvedge", *words],
+        [
+            "unshare",
+            "--user",
+            "--map-root-user",
+            "--mount",
+            "sh",
+            "-ec",
+            f'{preparation}; exec "$@"',
+            "sh",
+            sys.executable,
+            "-m",
+            "kvedge",
+            *words,
+        ],
         what="site up on a restricted machine",
         check=False,
         timeout=120,
