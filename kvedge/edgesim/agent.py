@@ -20,10 +20,10 @@ from kvedge.edgesim.docker import DockerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from kvedge.edgesim.containers import Surroundings
     from kvedge.edgesim.docker import Docker
+    from kvedge.edgesim.keeping import Keeper
     from kvedge.edgesim.manifest import Deployment, ModuleSpec
 
 __all__ = ["Agent", "ModuleState", "Snapshot"]
@@ -65,7 +65,7 @@ class Agent:
         self,
         docker: Docker,
         *,
-        folder: Path,
+        keeper: Keeper,
         cool_off_unit: float,
         surroundings: Callable[[], Surroundings],
         module_key: Callable[[str], str],
@@ -74,21 +74,21 @@ class Agent:
         """Make an agent.
 
         Args:
-            folder: where deployment and restart counts are kept.
+            keeper: holds deployment and restart counts.
             cool_off_unit: seconds of the first rest before a restart.
             surroundings: asked before each container is made.
             module_key: a module's key.
             register: makes a module's identity known to the hub; may fail while it is away.
         """
         self._docker = docker
-        self._folder = folder
+        self._keeper = keeper
         self._unit = cool_off_unit
         self._surroundings = surroundings
         self._module_key = module_key
         self._register = register
         self._lock = threading.Lock()
-        self._desired: dict[str, Any] | None = self.recall("deployment.json", None)
-        self._restarts: dict[str, dict[str, Any]] = self.recall("restarts.json", {})
+        self._desired: dict[str, Any] | None = keeper.recall("deployment.json", None)
+        self._restarts: dict[str, dict[str, Any]] = keeper.recall("restarts.json", {})
         self._booted = times.boot_time()
         self._failures = 0
         self.snapshot = Snapshot()
@@ -105,7 +105,7 @@ class Agent:
                 return
             self._desired = desired
             self._failures = 0
-            self.keep("deployment.json", desired)
+            self._keeper.keep("deployment.json", desired)
 
     def step(self) -> float:
         """Bring the containers one step closer and return the seconds until the next look."""
@@ -173,7 +173,7 @@ class Agent:
         for spec in deployment.modules:
             try:
                 self._ensure(spec, found.get(spec.name), deployment)
-            except (DockerError, OSError) as error:
+            except Exception as error:  # noqa: BLE001 - one module's trouble is not the others'
                 problems.append(f"module {spec.name}: {error}")
         states: dict[str, ModuleState] = {}
         for spec in deployment.modules:
@@ -182,7 +182,7 @@ class Agent:
                 state, pause = self._keep_running(spec, read_container(details))
                 states[spec.name] = state
                 wait = min(wait, pause)
-        self.keep("restarts.json", self._restarts)
+        self._keeper.keep("restarts.json", self._restarts)
         self.snapshot = dataclasses.replace(self.snapshot, states=states)
         return wait
 
@@ -273,27 +273,6 @@ class Agent:
 
     def _forget(self, name: str) -> None:
         self._restarts.pop(name, None)
-
-    def recall(self, name: str, default: Any) -> Any:
-        """Return a document kept in the state folder."""
-        try:
-            return json.loads((self._folder / name).read_text("utf-8"))
-        except (OSError, ValueError):
-            return default
-
-    def keep(self, name: str, value: Any) -> None:
-        """Keep a document in the state folder; a write that fails is only told."""
-        text = json.dumps(value)
-        path = self._folder / name
-        try:
-            if path.exists() and path.read_text("utf-8") == text:
-                return
-            temporary = path.with_suffix(".new")
-            temporary.touch(mode=0o600)
-            temporary.write_text(text, "utf-8")
-            temporary.replace(path)
-        except OSError as error:
-            _LOG.warning("cannot keep %s: %s", name, error)
 
 
 def _credentials(image: str, deployment: Deployment) -> dict[str, str] | None:

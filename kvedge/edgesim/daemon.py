@@ -19,17 +19,18 @@ from typing import TYPE_CHECKING, Any, Final
 from kvedge.edgesim import settings as configuration
 from kvedge.edgesim import times
 from kvedge.edgesim.agent import Agent
-from kvedge.edgesim.certificates import EdgeCertificates, ensure_certificates, server_context
+from kvedge.edgesim.certificates import ensure_certificates
 from kvedge.edgesim.containers import OWNER, Surroundings
 from kvedge.edgesim.docker import Docker, DockerError
-from kvedge.edgesim.identity import HubUnreachable, Keys, Registry
+from kvedge.edgesim.edgehub import EdgeHub
+from kvedge.edgesim.identity import HubRefused, HubUnreachable, Keys, Registry
+from kvedge.edgesim.keeping import Keeper
 from kvedge.edgesim.reporting import RUNTIME_VERSION, agent_report
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from kvedge.edgesim.listening import Listener
-    from kvedge.edgesim.relay import Relay
+    from kvedge.edgesim.certificates import EdgeCertificates
     from kvedge.edgesim.settings import Paths, Settings
 
 __all__ = ["Daemon", "main"]
@@ -37,7 +38,6 @@ __all__ = ["Daemon", "main"]
 _LOG = logging.getLogger("edgeAgent")
 _NO_RESTART: Final = 153
 _MQTT_PORT: Final = 8883
-_TICK_SECONDS: Final = 15.0
 _LOG_LINES: Final = 2000
 _SYSTEM_MODULES: Final = ("edgeAgent", "edgeHub")
 
@@ -66,41 +66,43 @@ class _Recent(logging.Handler):
 class Daemon:
     """The runtime of one device."""
 
-    def __init__(
-        self, settings: Settings, paths: Paths, *, listen: tuple[str, int] | None = None
-    ) -> None:
-        """Make the runtime; `run` works until `stop`.
-
-        Args:
-            listen: address of the edge hub; by default the modules' network gateway on 8883.
-        """
+    def __init__(self, settings: Settings, paths: Paths) -> None:
+        """Make the runtime; `run` works until `stop`."""
         self._settings = settings
         self._paths = paths
-        self._listen = listen
         self._started = times.now_text()
         self._docker = Docker(settings.docker)
         paths.state.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._keys = Keys(paths.state)
         self._registry = Registry(settings)
-        self._files = EdgeCertificates(paths.state)
         self._gateway = ""
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._fatal: Exception | None = None
-        self._relay: Relay | None = None
-        self._listener: Listener | None = None
-        self._hub_desired: dict[str, Any] | None = None
-        self._hub_problem: tuple[int, str] = (200, "")
-        self._hub_version = 0
+        self._files_lock = threading.Lock()
+        self._files: EdgeCertificates | None = None
         self._registered: set[str] = set()
         self._logs = {name: _Recent() for name in _SYSTEM_MODULES}
+        keeper = Keeper(paths.state)
         self._agent = Agent(
             self._docker,
-            folder=paths.state,
+            keeper=keeper,
             cool_off_unit=float(settings.agent_env.get("CoolOffTimeUnitInSeconds", "10")),
             surroundings=self._surroundings,
             module_key=self._keys.module,
             register=self._register,
+        )
+        self._edge_hub = EdgeHub(
+            settings,
+            paths.state,
+            keeper,
+            address=self._listen_address,
+            certificates=self._certificates,
+            known=self._module_names_wanted,
+            module_key=self._keys.module,
+            register=self._register_again,
+            report=lambda document: self._hub_link.report(document),
+            on_listening=self._wake.set,
         )
         self._agent_link: Any = None
         self._hub_link: Any = None
@@ -134,19 +136,15 @@ class Daemon:
             ),
         )
         management.start()
-        for target, name in ((self._watch_engine, "engine-events"), (self._keep_relay, "edgehub")):
-            threading.Thread(target=target, name=name, daemon=True).start()
+        self._edge_hub.start()
+        threading.Thread(target=self._watch_engine, name="engine-events", daemon=True).start()
         try:
             self._loop()
         finally:
             management.close()
             for link in (self._agent_link, self._hub_link):
                 link.stop()
-            if self._listener is not None:
-                self._listener.close()
-            if self._relay is not None:
-                self._relay.close()
-                self._relay.store.close()
+            self._edge_hub.close()
         if self._fatal is not None:
             _LOG.error("%s", self._fatal)
             return _NO_RESTART
@@ -172,7 +170,7 @@ class Daemon:
             self._settings,
             "$edgeHub",
             prepare=lambda: prepare("$edgeHub"),
-            on_desired=self._hub_desired_changed,
+            on_desired=self._edge_hub.follow,
             on_fatal=self._refused,
         )
         self._agent_link.start()
@@ -194,7 +192,7 @@ class Daemon:
             agent_report(
                 snapshot,
                 started=self._started,
-                hub_status="running" if self._listener is not None else "stopped",
+                hub_status=self._edge_hub.runtime_status,
                 agent_image=self._settings.agent_image,
             )
         )
@@ -227,6 +225,8 @@ class Daemon:
             self._registry.ensure_module(module, self._keys.module(module))
         except HubUnreachable as error:
             _LOG.warning("%s", error)
+        except HubRefused as error:
+            self._refused(error)
         else:
             self._registered.add(module)
 
@@ -235,101 +235,38 @@ class Daemon:
         self._registry.ensure_module(module, self._keys.module(module))
 
     def _surroundings(self) -> Surroundings:
-        if not self._gateway:
-            self._gateway = self._docker.ensure_network(self._settings.network)
         return Surroundings(
             hub=self._settings.hub,
             device_id=self._settings.device_id,
             hostname=self._settings.hostname,
-            gateway=self._gateway,
+            gateway=self._network_gateway(),
             network=self._settings.network,
-            ca_file=str(self._files.bundle),
+            # The file must exist before a container is made: the engine puts a folder in its place.
+            ca_file=str(self._certificates().bundle),
         )
 
-    def _keep_relay(self) -> None:
-        """Start the edge hub as soon as it can be, then tick it."""
-        while not self._stopping.is_set():
-            try:
-                if self._listener is None:
-                    self._start_relay()
-                    self._wake.set()
-                elif self._relay is not None:
-                    self._relay.tick()
-            except Exception as error:  # noqa: BLE001 - tried again at the next tick
-                logging.getLogger("edgeHub").warning("edge hub: %s", error)
-            self._stopping.wait(_TICK_SECONDS if self._listener is not None else 3)
+    def _certificates(self) -> EdgeCertificates:
+        """Return the edge hub's certificates, made at the first call."""
+        with self._files_lock:
+            if self._files is None:
+                self._files = ensure_certificates(
+                    self._paths.state,
+                    hostname=self._settings.hostname,
+                    trust_bundle=self._settings.trust_bundle,
+                )
+            return self._files
 
-    def _start_relay(self) -> None:
-        from kvedge.edgesim.listening import Listener
-        from kvedge.edgesim.relay import Relay
-        from kvedge.edgesim.storing import Store
-
-        files = ensure_certificates(
-            self._paths.state,
-            hostname=self._settings.hostname,
-            trust_bundle=self._settings.trust_bundle,
-        )
-        address = self._listen or (self._listen_address(), _MQTT_PORT)
-        if self._relay is None:
-            self._relay = Relay(
-                self._settings,
-                Store(self._paths.state / "edgehub.db"),
-                module_key=self._keys.module,
-                register=self._register_again,
-                on_change=self._report_hub,
-            )
-            self._hub_desired_changed(self._hub_desired or self._kept_hub_desired())
-        self._listener = Listener(
-            self._relay,
-            address=address,
-            context=server_context(files),
-            known=self._module_names_wanted,
-        )
-        self._listener.start()
-        self._relay.resume()
-        logging.getLogger("edgeHub").info("edge hub listens on %s:%s", *self._listener.address)
-
-    def _listen_address(self) -> str:
+    def _listen_address(self) -> tuple[str, int]:
         """Return the modules' gateway, or all addresses when the deployment publishes the port."""
         deployment = self._agent.snapshot.deployment
         host = (deployment.hub.create.get("HostConfig") or {}) if deployment else {}
         published = f"{_MQTT_PORT}/tcp" in (host.get("PortBindings") or {})
-        return "0.0.0.0" if published else self._surroundings().gateway
+        return ("0.0.0.0" if published else self._network_gateway()), _MQTT_PORT
 
-    def _kept_hub_desired(self) -> dict[str, Any]:
-        return self._agent.recall("edgehub.json", {})
-
-    def _hub_desired_changed(self, desired: dict[str, Any]) -> None:
-        from kvedge.edgesim.routing import RouteError, parse_hub_config
-
-        self._hub_desired = desired
-        if not desired.get("schemaVersion"):
-            return
-        self._agent.keep("edgehub.json", desired)
-        self._hub_version = int(desired.get("$version", 0))
-        try:
-            config = parse_hub_config(desired)
-        except RouteError as error:
-            self._hub_problem = (error.code, str(error))
-        else:
-            self._hub_problem = (200, "")
-            if self._relay is not None:
-                self._relay.config = config
-        self._report_hub()
-
-    def _report_hub(self) -> None:
-        if not self._hub_version:
-            return
-        code, description = self._hub_problem
-        self._hub_link.report(
-            {
-                "schemaVersion": "1.2",
-                "version": RUNTIME_VERSION,
-                "lastDesiredVersion": self._hub_version,
-                "lastDesiredStatus": {"code": code, "description": description},
-                "clients": self._relay.clients() if self._relay is not None else {},
-            }
-        )
+    def _network_gateway(self) -> str:
+        if not self._gateway:
+            self._gateway = self._docker.ensure_network(self._settings.network)
+        return self._gateway
 
     def _module_names_wanted(self) -> set[str]:
         deployment = self._agent.snapshot.deployment
@@ -361,7 +298,7 @@ class Daemon:
             "edgeAgent": deployment.agent.image if deployment else self._settings.agent_image,
             "edgeHub": deployment.hub.image if deployment else "",
         }
-        hub = "running" if self._listener is not None else "stopped"
+        hub = self._edge_hub.runtime_status
         listed = [
             _entry(name, images[name], status, started=self._started)
             for name, status in (("edgeAgent", "running"), ("edgeHub", hub))
@@ -382,7 +319,6 @@ class Daemon:
         return listed
 
     def _status(self) -> dict[str, Any]:
-        relay = self._relay
         return {
             "version": RUNTIME_VERSION["version"],
             "standIn": True,
@@ -392,7 +328,7 @@ class Daemon:
             "lastDesiredVersion": self._agent.snapshot.version,
             "lastDesiredStatus": self._agent.snapshot.code,
             "description": self._agent.snapshot.description,
-            "waitingMessages": sum(relay.store.endpoints().values()) if relay else 0,
+            "waitingMessages": self._edge_hub.waiting,
         }
 
     def _collect_logs(self) -> None:
