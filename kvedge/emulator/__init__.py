@@ -5,6 +5,7 @@ What it does, what it does otherwise and what it refuses: docs/reference/emulato
 It imports nothing of kvedge but names and errors, so that no mistake is shared with the client.
 """
 
+from kvedge.emulator.faults import Knobs
 from kvedge.emulator.hub import Hub, Settings
 
-__all__ = ["Hub", "Settings"]
+__all__ = ["Hub", "Knobs", "Settings"]

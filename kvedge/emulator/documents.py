@@ -3,14 +3,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from kvedge.emulator.presence import Seen
     from kvedge.emulator.records import Configuration, Identity, Json, Twin
-    from kvedge.emulator.store import Store
 
 __all__ = ["configuration_json", "device_json", "module_json", "queries", "twin_json"]
+
+
+class _Records(Protocol):
+    """What a twin's JSON is put together from: the store, or an older view of it."""
+
+    @property
+    def identities(self) -> dict[str, Identity]:
+        """Identities by key."""
+        ...
+
+    @property
+    def waiting(self) -> dict[str, int]:
+        """Waiting messages by device."""
+        ...
 
 
 def _authentication(identity: Identity) -> Json:
@@ -62,7 +75,7 @@ def module_json(identity: Identity, seen: Seen) -> Json:
     }
 
 
-def twin_json(store: Store, twin: Twin, seen: Seen, *, row: bool = False) -> Json:
+def twin_json(store: _Records, twin: Twin, seen: Seen, *, row: bool = False) -> Json:
     """Return a twin as `GET /twins/...` answers it; a query's row also names its configurations."""
     identity = store.identities[twin.key]
     device = store.identities[twin.device_id] if twin.module_id else identity

@@ -14,6 +14,7 @@ from kvedge import errors, names
 from kvedge.emulator import access, messaging, mqtt, querying, registry, rest, twins
 from kvedge.emulator.configurations import Configurations
 from kvedge.emulator.deploying import Engine
+from kvedge.emulator.faults import Faults, Knobs
 from kvedge.emulator.mqtt.sessions import Services
 from kvedge.emulator.presence import Presence
 from kvedge.emulator.rest.handlers import Handlers
@@ -47,6 +48,8 @@ class Settings:
     """More names by which clients know it, such as `localhost:40002`."""
     evaluation_seconds: float = 0.2
     """At most so often deployments are evaluated; the service takes 300."""
+    knobs: Knobs = dataclasses.field(default_factory=Knobs)
+    """Throttles, lag and failures; none unless told."""
     deployments: int = 100
     """Most edge deployments, and most other configurations; a free hub has 10."""
 
@@ -78,6 +81,10 @@ class Hub:
         """Stop."""
         await self._stack.aclose()
 
+    def turn(self, knobs: Knobs) -> None:
+        """Make the hub more or less awkward; to be called in its own event loop."""
+        self._faults.turn(knobs)
+
     @property
     def url(self) -> str:
         """Return the address of the service side."""
@@ -105,7 +112,8 @@ class Hub:
         self._access = access.Access(store, (settings.host, *settings.aliases))
         presence = Presence(lambda device_id: self._engine.device_changed(device_id))
         known_twins = twins.Twins(store, presence)
-        queries = querying.Queries(store, presence)
+        self._faults = Faults(settings.knobs, presence.drop_all)
+        queries = querying.Queries(store, presence, lambda: self._faults.knobs.query_lag_seconds)
         self._engine = Engine(
             store, presence, known_twins, queries, seconds=settings.evaluation_seconds
         )
@@ -123,6 +131,7 @@ class Hub:
             engine=self._engine,
             telemetry=telemetry,
             commands=commands,
+            faults=self._faults,
         )
         services = Services(
             store=store,
@@ -134,7 +143,7 @@ class Hub:
         )
         devices = mqtt.MqttServer(services, context)
         https = rest.HttpsServer(
-            handlers, self._access, store, context, _admit, devices.serve_socket
+            handlers, self._access, store, context, self._faults.admit, devices.serve_socket
         )
         self._stack.push_async_callback(https.stop)
         self.https_port = await _listening(https.start, settings.https)
@@ -186,11 +195,6 @@ async def _listening(start, place: tuple[str, int]) -> int:  # noqa: ANN001 - a 
             f"the hub cannot listen on {place[0]}:{place[1]}: {cause.strerror or cause}",
             hint="stop what listens there, or give another port (0 takes a free one)",
         ) from cause
-
-
-async def _admit(operation: str) -> None:
-    """Let every operation pass; throttles come in here."""
-    del operation
 
 
 def _write_secret(path: Path, text: str) -> None:

@@ -116,6 +116,11 @@ class Presence:
         if (session := self.session(key)) is not None:
             session.close(reason)
 
+    def drop_all(self) -> None:
+        """End every connection, as a restart of the service's gateway does."""
+        for session in self.sessions():
+            session.close("the connection was dropped on purpose")
+
     def forget(self, key: str) -> None:
         """End an identity's connection and all memory of it."""
         self.drop(key, "the identity was removed")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import binascii
 import bisect
+import dataclasses
+import time
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -12,10 +14,10 @@ import orjson
 from kvedge.emulator import catalogue, documents, query
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from kvedge.emulator.presence import Presence
-    from kvedge.emulator.records import Json
+    from kvedge.emulator.records import Identity, Json, Twin
     from kvedge.emulator.store import Store
 
 __all__ = ["PAGE", "Queries", "bad_query"]
@@ -24,12 +26,25 @@ PAGE = 100
 """Most rows in one answer."""
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _View:
+    """The hub as it was at a time."""
+
+    taken: float
+    identities: dict[str, Identity]
+    twins: dict[str, Twin]
+    waiting: dict[str, int]
+
+
 class Queries:
     """Answers queries on `devices` and `devices.modules`."""
 
-    def __init__(self, store: Store, presence: Presence) -> None:
+    def __init__(self, store: Store, presence: Presence, lag: Callable[[], float]) -> None:
+        """Query a store; `lag` says how many seconds old the answers may be."""
         self._store = store
         self._presence = presence
+        self._lag = lag
+        self._snapshot: _View | None = None
 
     def run(self, text: Any, *, size: int, continuation: str) -> tuple[list[Json], str, str]:
         """Return one page of rows, its `x-ms-item-type` and the token of the next page."""
@@ -37,9 +52,12 @@ class Queries:
             raise catalogue.HubError("ArgumentInvalid", "The query is missing.")
         evaluation = query.Evaluation(self._parsed(text))
         start = _opened(continuation)
+        view = self._view()
         wanted = evaluation.query
         if wanted.aggregates:
-            rows = evaluation.grouped(self._rows(wanted.table))[: wanted.top]
+            rows = evaluation.grouped(row for _, row in self._keyed(wanted.table, "", view))[
+                : wanted.top
+            ]
             offset = start.get("offset", 0)
             rest = {"offset": offset + size} if len(rows) > offset + size else {}
             return rows[offset : offset + size], "Raw", _sealed(rest)
@@ -48,7 +66,7 @@ class Queries:
         left = size if wanted.top is None else min(size, wanted.top - given)
         page: list[Json] = []
         last = ""
-        for key, row in self._keyed(wanted.table, start.get("after", "")):
+        for key, row in self._keyed(wanted.table, start.get("after", ""), view):
             if not evaluation.matches(row):
                 continue
             if len(page) == left:
@@ -60,9 +78,9 @@ class Queries:
         return page, kind, ""
 
     def count(self, text: str) -> int:
-        """Return how many rows a query has, as custom metrics count them."""
+        """Return how many rows a query has, as custom metrics count them; without lag."""
         evaluation = query.Evaluation(self._parsed(text))
-        rows = self._rows(evaluation.query.table)
+        rows = (row for _, row in self._keyed(evaluation.query.table, "", self._store))
         if evaluation.query.aggregates:
             return len(evaluation.grouped(rows))
         return sum(evaluation.matches(row) for row in rows)
@@ -76,16 +94,29 @@ class Queries:
             raise catalogue.HubError("NotImplemented", "The emulator has no jobs yet.")
         return parsed
 
-    def _rows(self, table: str) -> Iterator[Json]:
-        return (row for _, row in self._keyed(table, ""))
+    def _view(self) -> Store | _View:
+        """Return the store, or with lag a copy of it that is renewed when it is too old."""
+        lag = self._lag()
+        if lag <= 0:
+            self._snapshot = None
+            return self._store
+        now = time.monotonic()
+        if self._snapshot is None or now - self._snapshot.taken >= lag:
+            self._snapshot = _View(
+                taken=now,
+                identities=dict(self._store.identities),
+                twins=dict(self._store.twins),
+                waiting=dict(self._store.waiting),
+            )
+        return self._snapshot
 
-    def _keyed(self, table: str, after: str) -> Iterator[tuple[str, Json]]:
+    def _keyed(self, table: str, after: str, view: Store | _View) -> Iterator[tuple[str, Json]]:
         """Yield rows by ascending key, so that a page can begin where the last one ended."""
         modules = table == "devices.modules"
-        keys = sorted(key for key in self._store.twins if ("/" in key) is modules)
+        keys = sorted(key for key in view.twins if ("/" in key) is modules)
         for key in keys[bisect.bisect_right(keys, after) if after else 0 :]:
-            twin = self._store.twins[key]
-            yield key, documents.twin_json(self._store, twin, self._presence.of(key), row=True)
+            twin = view.twins[key]
+            yield key, documents.twin_json(view, twin, self._presence.of(key), row=True)
 
 
 def bad_query(text: str) -> catalogue.HubError:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import base64
 import binascii
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import orjson
 from aiohttp import web
 
-from kvedge.emulator import catalogue, configurations, documents, methods, querying, records
+from kvedge.emulator import catalogue, configurations, documents, faults, methods, querying, records
 
 if TYPE_CHECKING:
     from kvedge.emulator.deploying import Engine
+    from kvedge.emulator.faults import Faults
     from kvedge.emulator.messaging import Commands, Telemetry
     from kvedge.emulator.presence import Presence
     from kvedge.emulator.registry import Registry
@@ -39,6 +41,7 @@ class Handlers:
         engine: Engine,
         telemetry: Telemetry,
         commands: Commands,
+        faults: Faults,
     ) -> None:
         self._store = store
         self._presence = presence
@@ -49,6 +52,7 @@ class Handlers:
         self._engine = engine
         self._telemetry = telemetry
         self._commands = commands
+        self._faults = faults
 
     async def list_devices(self, request: web.Request) -> web.Response:
         """List device identities."""
@@ -56,7 +60,11 @@ class Handlers:
 
     async def bulk(self, request: web.Request) -> web.Response:
         """Do many identity operations."""
-        good, body = self._registry.bulk(await _json(request))
+        items = await _json(request)
+        if isinstance(items, list) and len(items) > 1:
+            # Each identity counts; the first one is paid for already.
+            await self._faults.admit("IdentityWrite", len(items) - 1)
+        good, body = self._registry.bulk(items)
         return answer(body, status=200 if good else 400)
 
     async def get_device(self, request: web.Request) -> web.Response:
@@ -223,6 +231,16 @@ class Handlers:
             raise catalogue.HubError("ArgumentInvalid", "'expirySeconds' must be a number.")
         sequence = self._commands.send(device_id, payload, texts, float(expiry))
         return answer({"sequence": sequence}, status=201)
+
+    async def get_knobs(self, request: web.Request) -> web.Response:
+        """Return how awkward the hub is."""
+        del request
+        return answer(dataclasses.asdict(self._faults.knobs))
+
+    async def put_knobs(self, request: web.Request) -> web.Response:
+        """Make the hub more or less awkward."""
+        self._faults.turn(faults.knobs_from_json(await _json(request)))
+        return answer(dataclasses.asdict(self._faults.knobs))
 
     async def _write_twin(self, request: web.Request, *, replace: bool) -> web.Response:
         body = await _json(request)

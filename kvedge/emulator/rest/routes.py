@@ -77,6 +77,8 @@ ROUTES = (
     _route("put_configuration", "PUT /configurations/{name}", _WRITE, "ConfigurationWrite"),
     _route("delete_configuration", "DELETE /configurations/{name}", _WRITE, "ConfigurationWrite"),
     _route("read_events", "GET /kvedge/v1/events", _SERVICE, "Emulator"),
+    _route("get_knobs", "GET /kvedge/v1/knobs", _SERVICE, "Emulator"),
+    _route("put_knobs", "PUT /kvedge/v1/knobs", _SERVICE, "Emulator"),
     _route("send_command", "POST /kvedge/v1/devices/{device}/messages", _SERVICE, "Emulator"),
 )
 

@@ -145,13 +145,17 @@ class HttpsServer:
 
 
 def _failed(error: catalogue.HubError) -> web.Response:
-    return web.Response(
+    response = web.Response(
         body=catalogue.body(error),
         status=error.code.status,
         headers={"iothub-errorcode": error.code.name},
         content_type="application/json",
         charset="utf-8",
     )
+    if error.code.status == 429:
+        # As seen on the live service: no Retry-After, and the connection ends.
+        response.force_close()
+    return response
 
 
 async def _mark(request: web.Request, response: web.StreamResponse) -> None:

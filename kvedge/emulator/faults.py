@@ -1,0 +1,162 @@
+"""What makes the hub as awkward as the real one: throttles, delays, failures, lag; off at first.
+
+Throttle budgets are the service's own
+(https://learn.microsoft.com/azure/iot-hub/iot-hub-devguide-quotas-throttling), refused as the live
+service refuses: 429 without Retry-After, and the connection is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from typing import TYPE_CHECKING, Any
+
+from kvedge.emulator import catalogue
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kvedge.emulator.records import Json
+
+__all__ = ["BUDGETS", "Faults", "Knobs", "knobs_from_json"]
+
+BUDGETS: dict[str, dict[str, tuple[float, float, bool]]] = {
+    "S1": {
+        "IdentityRead": (100, 60, True),
+        "IdentityWrite": (100, 60, True),
+        "Query": (20, 60, True),
+        "TwinRead": (100, 1, False),
+        "TwinUpdate": (50, 1, False),
+        "ConfigurationRead": (20, 60, True),
+        "ConfigurationWrite": (20, 60, True),
+        "Jobs": (100, 60, True),
+    },
+    "S2": {
+        "IdentityRead": (100, 60, True),
+        "IdentityWrite": (100, 60, True),
+        "Query": (20, 60, True),
+        "TwinRead": (100, 1, False),
+        "TwinUpdate": (50, 1, False),
+        "ConfigurationRead": (20, 60, True),
+        "ConfigurationWrite": (20, 60, True),
+        "Jobs": (100, 60, True),
+    },
+    "S3": {
+        "IdentityRead": (5000, 60, True),
+        "IdentityWrite": (5000, 60, True),
+        "Query": (1000, 60, True),
+        "TwinRead": (500, 1, True),
+        "TwinUpdate": (250, 1, True),
+        "ConfigurationRead": (20, 60, True),
+        "ConfigurationWrite": (20, 60, True),
+        "Jobs": (5000, 60, True),
+    },
+}
+"""Tier and operation to (operations, seconds, whether units multiply it).
+
+The free tier F1 has the budgets of S1. Reads and writes of configurations share one budget.
+"""
+_SHARED = {"ConfigurationRead": "Configuration", "ConfigurationWrite": "Configuration",
+           "IdentityRead": "Identity", "IdentityWrite": "Identity"}  # fmt: skip
+_STATUS_CODES = {500: "ServerError", 503: "ServiceUnavailable", 429: "ThrottlingException"}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Knobs:
+    """How awkward the hub is."""
+
+    tier: str = ""
+    """`S1`, `S2`, `S3` or `F1`: throttle as this tier does; empty: no throttles."""
+    units: int = 1
+    """Units of the tier."""
+    throttle_scale: float = 1.0
+    """Multiplies the budgets, to make a test quick."""
+    latency_seconds: float = 0.0
+    """Added to each request."""
+    fail_status: int = 0
+    """Answer with this error (429, 500 or 503) …"""
+    fail_count: int = 0
+    """… for the next so many requests (-1: for all) …"""
+    fail_operation: str = ""
+    """… of this operation, such as `Query`; empty: of any."""
+    query_lag_seconds: float = 0.0
+    """Queries see the hub as it was up to so long ago; removed devices linger too."""
+    drop_connections: bool = False
+    """End all MQTT connections now; a one-time act."""
+
+
+class Faults:
+    """Admits, delays or refuses requests."""
+
+    def __init__(self, knobs: Knobs, drop: Callable[[], None]) -> None:
+        """Begin with these knobs; `drop` ends all MQTT connections."""
+        self._drop = drop
+        self._buckets: dict[str, tuple[float, float]] = {}
+        self.knobs = knobs
+        self._left = 0
+        self.turn(knobs)
+
+    def turn(self, knobs: Knobs) -> None:
+        """Set the knobs anew."""
+        self.knobs = dataclasses.replace(knobs, drop_connections=False)
+        self._left = knobs.fail_count
+        self._buckets.clear()
+        if knobs.drop_connections:
+            self._drop()
+
+    async def admit(self, operation: str, cost: int = 1) -> None:
+        """Let an operation pass, later or not at all; raises HubError."""
+        if operation == "Emulator":
+            return
+        knobs = self.knobs
+        if knobs.latency_seconds:
+            await asyncio.sleep(knobs.latency_seconds)
+        if knobs.fail_status and self._left and knobs.fail_operation in ("", operation):
+            self._left -= self._left > 0
+            raise catalogue.HubError(_STATUS_CODES[knobs.fail_status])
+        if knobs.tier and not self._take(operation, cost):
+            raise catalogue.HubError(
+                "ThrottlingBacklogTimeout",
+                "The request has been throttled. Wait 10 seconds and try again. "
+                f"Operation type: {operation}",
+            )
+
+    def _take(self, operation: str, cost: int) -> bool:
+        """Take from the operation's bucket, which fills evenly up to one period's budget."""
+        budgets = BUDGETS["S1" if self.knobs.tier == "F1" else self.knobs.tier]
+        if operation not in budgets:
+            return True
+        count, seconds, by_unit = budgets[operation]
+        size = max(1.0, count * (self.knobs.units if by_unit else 1) * self.knobs.throttle_scale)
+        name = _SHARED.get(operation, operation)
+        now = time.monotonic()
+        level, then = self._buckets.get(name, (size, now))
+        level = min(size, level + (now - then) * size / seconds)
+        taken = level >= min(cost, size)
+        self._buckets[name] = (level - cost if taken else level, now)
+        return taken
+
+
+def knobs_from_json(given: Any) -> Knobs:
+    """Return the knobs that a request names; the others are off. Raises HubError."""
+    if not isinstance(given, dict):
+        raise catalogue.HubError("IotHubFormatError", "The body must be a JSON object.")
+    kinds = {field.name: field for field in dataclasses.fields(Knobs)}
+    values: Json = {}
+    for name, value in given.items():
+        if name not in kinds:
+            raise catalogue.HubError(
+                "ArgumentInvalid", f"Unknown knob {name!r}; there are {', '.join(kinds)}."
+            )
+        wanted = type(kinds[name].default)
+        fits = isinstance(value, wanted) or (wanted is float and isinstance(value, int))
+        if not fits or (isinstance(value, bool) and wanted is not bool):
+            raise catalogue.HubError("ArgumentInvalid", f"{name} must be a {wanted.__name__}.")
+        values[name] = value
+    knobs = Knobs(**values)
+    if knobs.tier not in ("", "F1", *BUDGETS):
+        raise catalogue.HubError("ArgumentInvalid", f"Unknown tier {knobs.tier!r}.")
+    if knobs.fail_status not in (0, *_STATUS_CODES):
+        raise catalogue.HubError("ArgumentInvalid", "fail_status must be 429, 500 or 503.")
+    return knobs

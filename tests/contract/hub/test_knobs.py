@@ -1,0 +1,83 @@
+"""The emulator made as awkward as the real hub; azure-iot-hub must notice."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from azure.iot.hub.models import QuerySpecification
+from msrest.exceptions import ClientRequestError, HttpOperationError
+
+from kvedge.emulator import Knobs
+
+
+@pytest.fixture
+def turn(hub, real_hub):
+    """Turn knobs; they are all off afterwards."""
+    if real_hub:
+        pytest.skip("a real hub has no knobs")
+
+    async def set_knobs(knobs):
+        hub.emulator.turn(knobs)
+
+    yield lambda **knobs: hub.run(set_knobs(Knobs(**knobs)))
+    hub.run(set_knobs(Knobs()))
+
+
+def test_throttles(turn, deployments):
+    """The 21st configuration operation of a minute is 429 without Retry-After."""
+    turn(tier="S1")
+    for _ in range(20):
+        deployments.get_configurations(100)
+    with pytest.raises(HttpOperationError) as failed:
+        deployments.get_configurations(100)
+    response = failed.value.response
+    assert response.status_code == 429
+    assert response.headers["iothub-errorcode"] == "ThrottlingBacklogTimeout"
+    assert "Retry-After" not in response.headers
+    assert "Operation type: ConfigurationRead" in response.text
+
+
+def test_the_budget_fills_again(turn, deployments):
+    """Throttles pass with time; units multiply them."""
+    turn(tier="S1", units=50)
+    for _ in range(40):
+        deployments.get_configurations(100)
+    turn(tier="S1", throttle_scale=0.05)
+    deployments.get_configurations(100)
+    with pytest.raises(HttpOperationError):
+        deployments.get_configurations(100)
+
+
+def test_failures(turn, registry, new_id):
+    """A burst of 503 is ridden out by the client's own retries; a longer one is not."""
+    name = new_id()
+    registry.create_device_with_sas(name, "", "", "enabled")
+    turn(fail_status=503, fail_count=2)
+    assert registry.get_device(name).device_id == name
+    turn(fail_status=500, fail_count=-1, fail_operation="TwinRead")
+    with pytest.raises(ClientRequestError):
+        registry.get_twin(name)
+    assert registry.get_device(name).device_id == name
+
+
+def test_latency(turn, registry):
+    """Every answer comes later."""
+    turn(latency_seconds=0.3)
+    begun = time.monotonic()
+    registry.get_device_registry_statistics()
+    assert time.monotonic() - begun >= 0.3
+
+
+def test_query_lag(turn, registry, new_id, eventually):
+    """A new device is found late, and a removed one lingers in queries only."""
+    turn(query_lag_seconds=1.0)
+    name = new_id()
+    query = QuerySpecification(query=f"SELECT deviceId FROM devices WHERE deviceId = '{name}'")
+    assert registry.query_iot_hub(query).items == []
+    registry.create_device_with_sas(name, "", "", "enabled")
+    assert registry.query_iot_hub(query).items == []
+    eventually(lambda: registry.query_iot_hub(query).items)
+    registry.delete_device(name)
+    assert registry.query_iot_hub(query).items
+    eventually(lambda: not registry.query_iot_hub(query).items)
