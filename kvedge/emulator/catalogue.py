@@ -63,6 +63,8 @@ _ROWS = (
     Code("DeviceNotFound", 404, 404001, "The device is not registered."),
     Code("ModuleNotFound", 404, 404010, "The module is not registered."),
     Code("ConfigurationNotFound", 404, 404011, "The configuration does not exist."),
+    Code("EnrollmentNotFound", 404, 404201, "The enrollment does not exist."),
+    Code("OperationNotFound", 404, 404202, "The registration does not exist."),
     Code("JobNotFound", 404, 404012, "The job does not exist."),
     Code("NotFound", 404, 404000, "There is nothing at this address."),
     Code(

@@ -17,6 +17,7 @@ from kvedge.emulator.deploying import Engine
 from kvedge.emulator.faults import Faults, Knobs
 from kvedge.emulator.mqtt.sessions import Services
 from kvedge.emulator.presence import Presence
+from kvedge.emulator.provisioning import Provisioning
 from kvedge.emulator.rest.handlers import Handlers
 from kvedge.emulator.store import Store
 
@@ -117,12 +118,14 @@ class Hub:
         self._engine = Engine(
             store, presence, known_twins, queries, seconds=settings.evaluation_seconds
         )
+        identities = registry.Registry(store, presence)
+        provisioning = Provisioning(store, identities, known_twins, settings.host)
         telemetry = messaging.Telemetry(store)
         commands = messaging.Commands(store, presence)
         handlers = Handlers(
             store=store,
             presence=presence,
-            registry=registry.Registry(store, presence),
+            registry=identities,
             twins=known_twins,
             queries=queries,
             known_configurations=Configurations(
@@ -132,6 +135,7 @@ class Hub:
             telemetry=telemetry,
             commands=commands,
             faults=self._faults,
+            provisioning=provisioning,
         )
         services = Services(
             store=store,
@@ -140,6 +144,7 @@ class Hub:
             twins=known_twins,
             telemetry=telemetry,
             commands=commands,
+            provisioning=provisioning,
         )
         devices = mqtt.MqttServer(services, context)
         https = rest.HttpsServer(

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from kvedge.emulator import catalogue, patching, records, times
-from kvedge.emulator.mqtt import packets, topics, wires
+from kvedge.emulator.mqtt import packets, registering, topics, wires
 
 if TYPE_CHECKING:
     from kvedge.emulator.access import Access
     from kvedge.emulator.messaging import Commands, Telemetry
     from kvedge.emulator.presence import Presence
+    from kvedge.emulator.provisioning import Provisioning
     from kvedge.emulator.store import Store
     from kvedge.emulator.twins import Twins
 
@@ -40,6 +41,7 @@ class Services:
     twins: Twins
     telemetry: Telemetry
     commands: Commands
+    provisioning: Provisioning
 
 
 class _Closed(Exception):
@@ -71,6 +73,9 @@ class Session:
             async with asyncio.timeout(_CONNECT_SECONDS):
                 kind, flags, body = await wires.read_packet(self._wire)
             connect = packets.parse_connect(kind, flags, body)
+            if registering.is_registration(connect):
+                await registering.serve(self._hub.provisioning, self._wire, connect)
+                return
             will = self._accept(connect)
             limit = connect.keep_alive * 1.5 or _KEEP_ALIVE_CAP
             while True:

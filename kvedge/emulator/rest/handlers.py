@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from kvedge.emulator.faults import Faults
     from kvedge.emulator.messaging import Commands, Telemetry
     from kvedge.emulator.presence import Presence
+    from kvedge.emulator.provisioning import Provisioning
     from kvedge.emulator.registry import Registry
     from kvedge.emulator.store import Store
     from kvedge.emulator.twins import Twins
@@ -42,6 +43,7 @@ class Handlers:
         telemetry: Telemetry,
         commands: Commands,
         faults: Faults,
+        provisioning: Provisioning,
     ) -> None:
         self._store = store
         self._presence = presence
@@ -53,6 +55,7 @@ class Handlers:
         self._telemetry = telemetry
         self._commands = commands
         self._faults = faults
+        self._provisioning = provisioning
 
     async def list_devices(self, request: web.Request) -> web.Response:
         """List device identities."""
@@ -241,6 +244,64 @@ class Handlers:
         """Make the hub more or less awkward."""
         self._faults.turn(faults.knobs_from_json(await _json(request)))
         return answer(dataclasses.asdict(self._faults.knobs))
+
+    async def put_enrollment(self, request: web.Request) -> web.Response:
+        """Make or replace an individual enrollment."""
+        name = request.match_info["name"]
+        return _tagged(self._provisioning.put("individual", name, await _json(request)))
+
+    async def get_enrollment(self, request: web.Request) -> web.Response:
+        """Return an individual enrollment."""
+        return _tagged(self._provisioning.enrollment("individual", request.match_info["name"]))
+
+    async def delete_enrollment(self, request: web.Request) -> web.Response:
+        """Remove an individual enrollment."""
+        self._provisioning.delete("individual", request.match_info["name"])
+        return web.Response(status=204)
+
+    async def put_group(self, request: web.Request) -> web.Response:
+        """Make or replace an enrollment group."""
+        name = request.match_info["name"]
+        return _tagged(self._provisioning.put("group", name, await _json(request)))
+
+    async def get_group(self, request: web.Request) -> web.Response:
+        """Return an enrollment group."""
+        return _tagged(self._provisioning.enrollment("group", request.match_info["name"]))
+
+    async def delete_group(self, request: web.Request) -> web.Response:
+        """Remove an enrollment group."""
+        self._provisioning.delete("group", request.match_info["name"])
+        return web.Response(status=204)
+
+    async def describe(self, request: web.Request) -> web.Response:
+        """Return what a client has to know of this hub."""
+        del request
+        return answer({"idScope": self._provisioning.id_scope})
+
+    async def register(self, request: web.Request) -> web.Response:
+        """Register a device that provisions itself."""
+        enrollment = self._enrolled(request)
+        started = self._provisioning.register(request.match_info["registration"], enrollment)
+        return answer(started, status=202, headers={"Retry-After": "1"})
+
+    async def registration_status(self, request: web.Request) -> web.Response:
+        """Return what became of a registration."""
+        self._enrolled(request)
+        return answer(
+            self._provisioning.operation(
+                request.match_info["registration"], request.match_info["operation"]
+            )
+        )
+
+    def _enrolled(self, request: web.Request) -> records.Json:
+        found = self._provisioning.admitted(
+            request.match_info["scope"],
+            request.match_info["registration"],
+            request.headers.get("Authorization", ""),
+        )
+        if found is None:
+            raise catalogue.HubError("IotHubUnauthorized")
+        return found
 
     async def _write_twin(self, request: web.Request, *, replace: bool) -> web.Response:
         body = await _json(request)

@@ -43,6 +43,9 @@ def _route(name: str, line: str, right: Right, operation: str, *, own: bool = Fa
     )
 
 
+_NOBODY = Right(0)
+"""The handler checks the token by itself."""
+_REGISTRATION = "/{scope}/registrations/{registration}"
 _DEVICE = "/devices/{device}"
 _MODULE = "/devices/{device}/modules/{module}"
 _TWIN = "/twins/{device}"
@@ -77,6 +80,20 @@ ROUTES = (
     _route("put_configuration", "PUT /configurations/{name}", _WRITE, "ConfigurationWrite"),
     _route("delete_configuration", "DELETE /configurations/{name}", _WRITE, "ConfigurationWrite"),
     _route("read_events", "GET /kvedge/v1/events", _SERVICE, "Emulator"),
+    _route("put_enrollment", "PUT /enrollments/{name}", _WRITE, "Enrollment"),
+    _route("get_enrollment", "GET /enrollments/{name}", _READ, "Enrollment"),
+    _route("delete_enrollment", "DELETE /enrollments/{name}", _WRITE, "Enrollment"),
+    _route("put_group", "PUT /enrollmentGroups/{name}", _WRITE, "Enrollment"),
+    _route("get_group", "GET /enrollmentGroups/{name}", _READ, "Enrollment"),
+    _route("delete_group", "DELETE /enrollmentGroups/{name}", _WRITE, "Enrollment"),
+    _route("register", f"PUT {_REGISTRATION}/register", _NOBODY, "Registration"),
+    _route(
+        "registration_status",
+        f"GET {_REGISTRATION}/operations/{{operation}}",
+        _NOBODY,
+        "Registration",
+    ),
+    _route("describe", "GET /kvedge/v1/hub", _SERVICE, "Emulator"),
     _route("get_knobs", "GET /kvedge/v1/knobs", _SERVICE, "Emulator"),
     _route("put_knobs", "PUT /kvedge/v1/knobs", _SERVICE, "Emulator"),
     _route("send_command", "POST /kvedge/v1/devices/{device}/messages", _SERVICE, "Emulator"),

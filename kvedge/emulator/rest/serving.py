@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from kvedge.emulator import catalogue, records
+from kvedge.emulator.access import Caller
 from kvedge.emulator.rest import routes
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Awaitable, Callable
 
-    from kvedge.emulator.access import Access, Caller
+    from kvedge.emulator.access import Access
     from kvedge.emulator.rest.handlers import Handlers
     from kvedge.emulator.store import Store
 
@@ -82,7 +83,7 @@ class HttpsServer:
         handler = getattr(self._handlers, route.name)
 
         async def serve(request: web.Request) -> web.Response:
-            caller = self._caller(request)
+            caller = self._caller(request) if route.right else Caller()
             if route.versioned and not _VERSION.fullmatch(request.query.get("api-version", "")):
                 raise catalogue.HubError("InvalidProtocolVersion")
             if caller.device_id:
