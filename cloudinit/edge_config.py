@@ -321,7 +321,7 @@ def _problems(config: EdgeConfig) -> list[errors.Problem]:
 
 def _connection_string_problems(text: str) -> list[errors.Problem]:
     path = "provisioning.connection_string"
-    parts = dict(part.partition("=")[::2] for part in text.split(";") if part)
+    parts = {k: v for k, _, v in (part.partition("=") for part in text.split(";"))}
     missing = [k for k in ("HostName", "DeviceId", "SharedAccessKey") if not parts.get(k)]
     if missing:
         return [errors.Problem(path=path, message=f"has no {', '.join(missing)}")]

@@ -1,4 +1,4 @@
-"""ISO 9660 disks that a guest reads at boot: the NoCloud seed and the secret disk. Deterministic."""
+"""ISO 9660 disks that a guest reads at boot: NoCloud seed and secret disk. Deterministic."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def seed(
 
 @contextlib.contextmanager
 def _stopped_clock(epoch: int) -> Iterator[None]:
-    """Give pycdlib a clock of its own: it asks the time in many places and takes none from outside."""
+    """Give pycdlib a clock of its own: it asks the time everywhere and takes none from outside."""
     clock = types.SimpleNamespace(
         **{
             **vars(time),
@@ -79,9 +79,9 @@ def _stopped_clock(epoch: int) -> Iterator[None]:
         if name.startswith("pycdlib.") and getattr(module, "time", None) is time
     ]
     for module in patched:
-        module.time = clock
+        setattr(module, "time", clock)  # noqa: B010 - pyright knows no such attribute
     try:
         yield
     finally:
         for module in patched:
-            module.time = time
+            setattr(module, "time", time)  # noqa: B010

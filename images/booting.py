@@ -1,6 +1,6 @@
-"""Booting a built disk under QEMU, with everything that a VM of ours gets, and logging in strictly.
+"""Booting a built disk under QEMU, with all that a VM of ours gets, and logging in strictly.
 
-Used by `kvedge image test`, the tests and the benchmark; VMs of a site are run by `kvedge.site.host`.
+For `kvedge image test`, tests and the benchmark; VMs of a site are run by `kvedge.site.host`.
 """
 
 from __future__ import annotations
@@ -96,7 +96,8 @@ class Guest:
                     f"guest ended with code {self.process.returncode} before a login",
                     hint=f"serial console: {self.folder / 'serial.log'}",
                 )
-            if not _greets(self.port):
+            # The patience grows, because a busy machine's guest needs long for a first word.
+            if not _greets(self.port, 0.7 + (time.monotonic() - self.started) / 20):
                 time.sleep(0.05)
                 continue
             client = paramiko.SSHClient()
@@ -104,8 +105,8 @@ class Guest:
             client.set_missing_host_key_policy(paramiko.RejectPolicy())
             try:
                 client.connect(
-                    "127.0.0.1", self.port, "edge", pkey=client_key, timeout=20,
-                    banner_timeout=20, auth_timeout=20, allow_agent=False, look_for_keys=False,
+                    "127.0.0.1", self.port, "edge", pkey=client_key, timeout=60,
+                    banner_timeout=60, auth_timeout=60, allow_agent=False, look_for_keys=False,
                 )  # fmt: skip
             except paramiko.BadHostKeyException:
                 raise
@@ -137,7 +138,7 @@ class Guest:
 
 
 @contextlib.contextmanager
-def boot(  # noqa: PLR0913 - a machine has many parts
+def boot(
     disk: Path,
     folder: Path,
     *,
@@ -167,8 +168,8 @@ def boot(  # noqa: PLR0913 - a machine has many parts
     overlay = folder / "overlay.qcow2"
     if not load:
         processes.run(
-            ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", disk.resolve(), overlay,
-             "6G"], what="make the guest's disk",
+            ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", disk.resolve(),
+             overlay, "6G"], what="make the guest's disk",
         )  # fmt: skip
     files = {
         "ssh_host_ed25519_key": keys.host_private.encode(),
@@ -220,11 +221,11 @@ def boot(  # noqa: PLR0913 - a machine has many parts
         guest.stop()
 
 
-def _greets(port: int) -> bool:
+def _greets(port: int, patience: float) -> bool:
     # QEMU accepts at once and retries inside with a growing pause, so a short limit is quicker.
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=1) as sock:
-            sock.settimeout(0.7)
+            sock.settimeout(patience)
             return sock.recv(4) == b"SSH-"
     except OSError:
         return False

@@ -5,6 +5,7 @@ Needs mmdebstrap, GRUB's modules, dosfstools, mtools and qemu-utils; no root rig
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib.resources
@@ -21,7 +22,7 @@ from kvedge import errors, processes, tools
 from kvedge.progress import silent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from images.recipe import Recipe
     from kvedge.progress import Progress
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["BuiltImage", "build", "build_base", "find", "key", "plan_of", "write_tree"]
 
 _HOOKS = ("container.sh", "customize.sh", "essential.sh", "layer.sh", "unpack.sh")
+_WORKSPACE = "kvedge-build-"
+_MERGED_USR = Path("/usr/share/mmdebstrap/hooks/merged-usr")
 _TMPFS = Path("/dev/shm")  # noqa: S108 - mkdtemp makes a folder of our own in it
 _TMPFS_NEEDS = 3 << 30
 
@@ -144,22 +147,20 @@ def _root(
 ) -> dict[str, Any]:
     assert step.layer is not None
     recipe = plan.recipe
-    hooks = _hook_folder(folder)
     whole = recipe.kind == "disk"
-    argv = [
-        f"--include={','.join(step.layer.packages)}",
-    ]
-    if whole:
-        argv.append(f"--essential-hook={hooks / 'essential.sh'}")
-        argv.append(f"--customize-hook={hooks / 'customize.sh'}")
-    else:
-        # The variant that unpacks without installing has no later hook.
-        argv.append(f"--extract-hook={hooks / 'container.sh'}")
-    if recipe.os == "debian" and Path("/usr/share/mmdebstrap/hooks/merged-usr").is_dir():
-        argv.append("--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr")
-    variant = "apt" if whole else "extract"
-    _mmdebstrap(recipe, variant, argv, folder / "root.tar", step, progress, env={})
-    shutil.rmtree(hooks)
+    with _workspace() as work:
+        hooks = work / "hooks"
+        argv = [f"--include={','.join(step.layer.packages)}"]
+        if whole:
+            argv.append(f"--essential-hook={hooks / 'essential.sh'}")
+            argv.append(f"--customize-hook={hooks / 'customize.sh'}")
+        else:
+            # The variant that unpacks without installing has no later hook.
+            argv.append(f"--extract-hook={hooks / 'container.sh'}")
+        if recipe.os == "debian" and _MERGED_USR.is_dir():
+            argv.append(f"--hook-dir={_MERGED_USR}")
+        variant = "apt" if whole else "extract"
+        _mmdebstrap(plan, step, variant, argv, folder / "root.tar", work, progress, env={})
     return {"layer": step.name}
 
 
@@ -171,22 +172,22 @@ def _layer(
     folder: Path,
 ) -> dict[str, Any]:
     assert step.layer is not None
-    hooks = _hook_folder(folder)
-    debs = [_local_package(n, hooks, plan.recipe.epoch) for n in step.layer.local_packages]
-    argv = [
-        "--skip=check/empty",
-        f"--setup-hook={hooks / 'unpack.sh'}",
-        f"--customize-hook={hooks / 'layer.sh'}",
-        f"--customize-hook={hooks / 'customize.sh'}",
-    ]
-    env = {
-        "KVEDGE_BASE": str(_below(store, step) / "root.tar"),
-        "KVEDGE_PACKAGES": " ".join(step.layer.packages),
-        "KVEDGE_DEBS": " ".join(str(deb) for deb in debs),
-        "KVEDGE_STAMP": "tmp/.kvedge-stamp",
-    }
-    _mmdebstrap(plan.recipe, "custom", argv, folder / "root.tar", step, progress, env=env)
-    shutil.rmtree(hooks)
+    with _workspace() as work:
+        hooks = work / "hooks"
+        debs = [_local_package(n, hooks, plan.recipe.epoch) for n in step.layer.local_packages]
+        argv = [
+            "--skip=check/empty",
+            f"--setup-hook={hooks / 'unpack.sh'}",
+            f"--customize-hook={hooks / 'layer.sh'}",
+            f"--customize-hook={hooks / 'customize.sh'}",
+        ]
+        env = {
+            "KVEDGE_BASE": str(_below(store, step) / "root.tar"),
+            "KVEDGE_PACKAGES": " ".join(step.layer.packages),
+            "KVEDGE_DEBS": " ".join(str(deb) for deb in debs),
+            "KVEDGE_STAMP": "tmp/.kvedge-stamp",
+        }
+        _mmdebstrap(plan, step, "custom", argv, folder / "root.tar", work, progress, env=env)
     return {"layer": step.name}
 
 
@@ -264,15 +265,43 @@ def _below(store: cache.Store, step: planning.Step) -> Path:
     return entry.path
 
 
-def _hook_folder(folder: Path) -> Path:
-    """Copy the hooks to where mmdebstrap's mapped users can read them."""
-    hooks = Path(tempfile.mkdtemp(prefix="kvedge-hooks-", dir=work_folder()))
-    hooks.chmod(0o755)
-    top = importlib.resources.files("images") / "hooks"
-    for name in _HOOKS:
-        (hooks / name).write_bytes((top / name).read_bytes())
-        (hooks / name).chmod(0o755)
-    return hooks
+@contextlib.contextmanager
+def _workspace() -> Iterator[Path]:
+    """Make a folder for one program's temporary files, with the hooks in it.
+
+    mmdebstrap's mapped users read the hooks there. What a killed build left is taken away first:
+    its folder's name holds the process and when that started.
+    """
+    top = work_folder()
+    for stale in top.glob(f"{_WORKSPACE}*"):
+        pid, _, started = stale.name.removeprefix(_WORKSPACE).rpartition(".")[0].partition("-")
+        if pid.isdigit() and str(processes.start_time(int(pid))) != started:
+            _remove(stale)
+    mine = os.getpid()
+    prefix = f"{_WORKSPACE}{mine}-{processes.start_time(mine)}."
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=top))
+    try:
+        # Mapped users of mmdebstrap make their tree in it.
+        folder.chmod(0o1777)
+        hooks = folder / "hooks"
+        hooks.mkdir(mode=0o755)
+        source = importlib.resources.files("images") / "hooks"
+        for name in _HOOKS:
+            (hooks / name).write_bytes((source / name).read_bytes())
+            (hooks / name).chmod(0o755)
+        yield folder
+    finally:
+        _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists() and os.geteuid() != 0:
+        # A killed mmdebstrap's tree belongs to the mapped users.
+        processes.run(
+            ["mmdebstrap", "--unshare-helper", "rm", "-rf", folder],
+            what="take away what a killed build left", check=False,
+        )  # fmt: skip
 
 
 def work_folder() -> Path:
@@ -288,15 +317,17 @@ def work_folder() -> Path:
 
 
 def _mmdebstrap(
-    recipe: Recipe,
+    plan: planning.Plan,
+    step: planning.Step,
     variant: str,
     extra: list[str],
     out: Path,
-    step: planning.Step,
+    work: Path,
     progress: Progress,
     *,
     env: dict[str, str],
 ) -> None:
+    recipe = plan.recipe
     task = f"image {recipe.name}: {step.name}"
     seen = 0
 
@@ -327,7 +358,7 @@ def _mmdebstrap(
             "SOURCE_DATE_EPOCH": str(recipe.epoch),
             "INITRD": "No",
             "LC_ALL": "C.UTF-8",
-            "TMPDIR": str(work_folder()),
+            "TMPDIR": str(work),
             **env,
         },
         on_line=on_line,

@@ -1,7 +1,7 @@
 """Results of build steps, kept by the key of everything that went into them.
 
-An entry is a folder that appears whole, by a rename, or not at all: a killed build leaves only a
-folder in `tmp`. Two builds of one step wait for each other by a lock file. Each entry's `entry.json`
+An entry is a folder that appears whole, by a rename, or not at all: a killed build leaves only
+a folder in `tmp`. Two builds of one step wait for each other by a lock file. Each entry's `entry.json`
 holds the size and digest of its files; an entry that does not match is thrown away and made again.
 """
 
@@ -16,13 +16,13 @@ import os
 import shutil
 import tempfile
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvedge import errors, tools
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 __all__ = ["Entry", "Store", "default_store", "sha256_file"]
 
@@ -77,10 +77,12 @@ class Store:
     def drop(self, key: str) -> None:
         """Forget an entry."""
         path = self.root / "steps" / key
+        if not path.exists():
+            return
+        doomed = self._temporary()
         with contextlib.suppress(FileNotFoundError):
-            doomed = self._temporary()
             path.rename(doomed / "entry")
-            shutil.rmtree(doomed, ignore_errors=True)
+        shutil.rmtree(doomed, ignore_errors=True)
 
     def make(self, key: str, work: Callable[[Path], dict[str, Any]]) -> Entry:
         """Return the entry, made by `work(folder)` if it is not there.
@@ -154,7 +156,7 @@ class Store:
     def _temporary(self) -> Path:
         folder = self.root / "tmp"
         folder.mkdir(parents=True, exist_ok=True)
-        made = folder / os.path.basename(tempfile.mkdtemp(dir=folder))
+        made = Path(tempfile.mkdtemp(dir=folder))
         # mmdebstrap's mapped users write into it
         made.chmod(0o755)
         return made

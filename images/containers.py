@@ -287,7 +287,7 @@ def _write(image: _Image, key: str, layers: list[cache.Entry], folder: Path) -> 
 
 
 def _write_files(files: dict[str, bytes], sink: IO[bytes]) -> None:
-    """Write a layer of files and of unchecked-hash byte code, which saves an emulated VM seconds."""
+    """Write a layer of files and of byte code, which saves emulated VMs seconds."""
     epoch = recipe.load(_BASE_RECIPE).epoch
     members = [
         roottree.file(path, data, mode=0o755 if data.startswith(b"#!") else 0o644)

@@ -164,7 +164,7 @@ def amendments(recipe: Recipe) -> dict[str, Callable[[bytes], bytes]]:
 
 
 def _joined(text: bytes, users: tuple[User, ...]) -> bytes:
-    """Return group(5) or gshadow(5) with users added to their groups; members are the last field."""
+    """Return group(5) or gshadow(5) with users added; members are the last field."""
     lines = []
     for line in text.decode().splitlines():
         name, _, _ = line.partition(":")
@@ -177,19 +177,19 @@ def _joined(text: bytes, users: tuple[User, ...]) -> bytes:
 
 def boot_members(recipe: Recipe, *, root_uuid: str, initrd: bytes) -> list[roottree.Member]:
     """Return the files that tie a tree to its disk: fstab, boot menu, initrd."""
-    fstab = _FSTAB.format(uuid=root_uuid)
-    fstab += (
+    data = (
         f"/dev/disk/by-id/virtio-edge-data {_DATA} ext4 noatime,nofail,x-systemd.makefs,"
-        "x-systemd.growfs,x-systemd.device-timeout=10s 0 2\n"
+        "x-systemd.growfs,x-systemd.device-timeout=300s 0 2\n"
     )
     for name, target in _BINDS:
-        fstab += (
+        data += (
             f"{posixpath.join(_DATA, name)} {target} none bind,nofail,"
-            "x-systemd.requires=kvedge-data.service,x-systemd.device-timeout=10s 0 0\n"
+            "x-systemd.requires=kvedge-data.service 0 0\n"
         )
     menu = _GRUB_MENU.format(uuid=root_uuid, cmdline=recipe.boot.cmdline)
     return [
-        roottree.file("etc/fstab", fstab),
+        roottree.file("etc/fstab", _FSTAB.format(uuid=root_uuid)),
+        roottree.file("etc/kvedge/fstab.edge-data", data),
         roottree.file("boot/grub/grub.cfg", menu),
         roottree.file("boot/initrd.img-kvedge", initrd),
         roottree.symlink("initrd.img", "boot/initrd.img-kvedge"),

@@ -39,7 +39,10 @@ _GRUB = Path("/usr/lib/grub")
 _BIOS_MODULES = (
     "biosdisk part_gpt ext2 search_fs_uuid configfile normal linux test echo serial minicmd"
 )
-_EFI_MODULES = "part_gpt ext2 search_fs_uuid configfile normal linux test echo serial minicmd efi_gop all_video"
+_EFI_MODULES = (
+    "part_gpt ext2 search_fs_uuid configfile normal linux test echo serial minicmd efi_gop "
+    "all_video"
+)
 _EARLY_MENU = """\
 search.fs_uuid {uuid} root
 set prefix=($root)/boot/grub
@@ -131,7 +134,7 @@ def _make_esp(work: Path, raw: Path, plan: DiskPlan, esp: gpt.Partition, root_uu
     _mkimage(work, platform, _EFI_MODULES, root_uuid, loader)
     os.utime(loader, (plan.recipe.epoch, plan.recipe.epoch))
     env = _epoch_env(plan)
-    volume = f"{plan.guid('esp volume').int & 0xFFFFFFFF:08x}"
+    volume = f"{plan.guid('esp volume').hex[:8]}"
     processes.run(
         ["mkfs.vfat", "--invariant", "-F", "16", "-n", "ESP", "-i", volume,
          f"--offset={esp.first}", raw, str(_ESP_MIB * 1024)],

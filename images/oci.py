@@ -16,13 +16,13 @@ import json
 import os
 import shutil
 import tarfile
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from kvedge import errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
 __all__ = [
     "Blob",
@@ -199,8 +199,8 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-class _Hashing(io.RawIOBase):
-    def __init__(self, sink: IO[bytes]) -> None:
+class _Hashing(io.BufferedIOBase):
+    def __init__(self, sink: Any) -> None:
         self._sink = sink
         self.hash = hashlib.sha256()
         self.size = 0
@@ -228,12 +228,12 @@ def _write_layer(
                 filename="", fileobj=outer, mode="wb", compresslevel=6, mtime=0
             ) as z:
                 inner = _Hashing(z)
-                fill(inner)
+                fill(cast("IO[bytes]", inner))
         else:
             inner = outer
-            fill(inner)
+            fill(cast("IO[bytes]", inner))
     digest = outer.hash.hexdigest()
-    os.replace(temporary, folder / digest)
+    temporary.replace(folder / digest)
     return Blob(
         media_type=LAYER_GZIP if compress else LAYER,
         digest=f"sha256:{digest}",

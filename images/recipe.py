@@ -23,7 +23,7 @@ __all__ = ["Apt", "Boot", "Content", "Layer", "Recipe", "User", "load", "names",
 
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9.+-]+(:[a-z0-9]+)?(=[A-Za-z0-9.+~:-]+)?")
 _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
-_UNIT = re.compile(r"[A-Za-z0-9@:_.\\-]+\.(service|socket|timer|mount|target|path)")
+_UNIT = re.compile(r"[A-Za-z0-9@:_.\\-]+\.(automount|mount|path|service|socket|target|timer)")
 _ACCOUNT = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
 _ARCHES = ("amd64", "arm64")
 _KINDS = ("disk", "container")

@@ -374,7 +374,7 @@ class _Client:
         )
 
 
-class _Passing(Exception):  # noqa: N818 - not told to anyone
+class _Passing(Exception):
     def __init__(self, status: int, pause: float) -> None:
         super().__init__(f"status {status}")
         self.status = status

@@ -80,7 +80,7 @@ def symlink(path: str, target: str) -> Member:
 
 
 def records(stream: IO[bytes]) -> Iterator[Record]:
-    """Yield the records of a tar; the caller has read or skipped the content before the next one."""
+    """Yield the records of a tar; the caller reads or skips the content before the next one."""
     extra = b""
     long_name = ""
     while len(head := stream.read(_BLOCK)) == _BLOCK:

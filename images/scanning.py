@@ -1,4 +1,4 @@
-"""Looking into a built image without booting it: packages, the guest's schema, and what must not be.
+"""Looking into a built image without booting it: packages, schema, and what must not be.
 
 Reads the root file system as a tar, in about a second.
 """
