@@ -16,6 +16,7 @@ from kvedge import edge, errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from collections.abc import Set as AbstractSet
 
     from kvedge.connector.settings import Settings
     from kvedge.edge import Revision
@@ -50,6 +51,7 @@ class Ledger:
     def __init__(self, hub: Hub, settings: Settings) -> None:
         self._hub, self._settings = hub, settings
         self._known: dict[str, Configuration] = {}
+        self._unsure: dict[int, tuple[str, str]] = {}
         self._making: dict[str, asyncio.Lock] = {}
         self._slots = asyncio.Lock()
         self.loaded = False
@@ -61,7 +63,16 @@ class Ledger:
         """Read all deployments."""
         listed = await self._hub.configurations()
         self._known = {entry["id"]: entry for entry in listed}
+        self._unsure.clear()
         self.loaded = True
+
+    def priority(self, deployment: str) -> int:
+        """Return a deployment's effective priority; 0 if it is not known."""
+        entry = self._known.get(deployment)
+        return entry.get("priority", 0) if entry else 0
+
+    def _taken(self) -> set[int]:
+        return {entry.get("priority", 0) for entry in self._known.values()} | set(self._unsure)
 
     def own(self) -> list[Configuration]:
         """Return this node's deployments."""
@@ -78,18 +89,22 @@ class Ledger:
         """Return this node's deployments of one workload."""
         return [entry for entry in self.own() if workload_of(entry) == workload]
 
-    async def ensure(self, revision: Revision) -> bool:
+    async def ensure(self, revision: Revision, wanted: AbstractSet[str] = frozenset()) -> bool:
         """Have a revision in the hub; return whether it was there already.
 
+        Args:
+            revision: what shall be there.
+            wanted: deployments that living pods have; the others of a workload are bounded.
+
         Raises:
-            RemoteError: the hub refused it, or the workload has too many revisions.
+            RemoteError: the hub refused it, or too many old revisions wait to be retired.
         """
         lock = self._making.setdefault(revision.id, asyncio.Lock())
         async with lock:
             if revision.id in self._known:
                 return True
             try:
-                made = await self._create(revision)
+                made = await self._create(revision, wanted)
             except errors.Conflict:
                 # Somebody, most likely an earlier self, made it since the last list.
                 found = await self._hub.get_configuration(revision.id)
@@ -102,19 +117,21 @@ class Ledger:
             self._known[revision.id] = made
             return False
 
-    async def _create(self, revision: Revision) -> Configuration:
+    async def _create(self, revision: Revision, wanted_ids: AbstractSet[str]) -> Configuration:
         async with self._slots:
             older = self.of_workload(revision.workload)
             limit = self._settings.revisions_per_workload
             name = "/".join(revision.workload)
-            if len(older) >= limit:
+            unsure = [1 for workload in self._unsure.values() if workload == revision.workload]
+            waiting = [entry for entry in older if entry["id"] not in wanted_ids]
+            if len(waiting) + len(unsure) >= limit:
                 raise errors.RemoteError(
                     f"create deployment of {name!r}", reason="TooManyRevisions",
-                    details=f"{len(older)} revisions wait to be retired",
+                    details=f"{len(waiting)} revisions wait to be retired",
                 )  # fmt: skip
             priority = slot_for(
                 revision.lowest_priority(),
-                (entry.get("priority", 0) for entry in self._known.values()),
+                self._taken(),
                 (entry.get("priority", 0) for entry in older),
             )
             if priority is None:
@@ -128,6 +145,8 @@ class Ledger:
         try:
             made = await self._hub.create_configuration(wanted)
         except BaseException:
+            # It may exist although no answer came, so its number stays taken until the next list.
+            self._unsure[priority] = revision.workload
             self._known.pop(revision.id, None)
             raise
         _log.info("deployment %s made for %s at priority %d", revision.id, name, priority)
@@ -140,6 +159,18 @@ class Ledger:
         self._known.pop(deployment, None)
         _log.info("deployment %s retired", deployment)
 
+    async def lift(self, deployment: str) -> None:
+        """Move a revision above all others of its workload, as going back to an older one needs."""
+        entry = self._known[deployment]
+        others = [other.get("priority", 0) for other in self.of_workload(workload_of(entry))]
+        lowest = entry.get("priority", 0) // _SLOTS * _SLOTS
+        higher = slot_for(lowest, self._taken(), others)
+        if higher is not None and max(others) != entry.get("priority", 0):
+            self._known[deployment] = await self._hub.update_configuration(
+                {**entry, "priority": higher}
+            )
+            _log.info("deployment %s moved to priority %d", deployment, higher)
+
     async def settle(self, deployment: str) -> None:
         """Move a lone revision to a low slot, so that slots never run out."""
         entry = self._known.get(deployment)
@@ -147,8 +178,7 @@ class Ledger:
         if entry is None or priority % _SLOTS < _HIGH_SLOT:
             return
         lowest = priority // _SLOTS * _SLOTS
-        taken = (other.get("priority", 0) for other in self._known.values())
-        lower = slot_for(lowest, taken, ())
+        lower = slot_for(lowest, self._taken(), ())
         if lower is not None and lower < priority:
             self._known[deployment] = await self._hub.update_configuration(
                 {**entry, "priority": lower}

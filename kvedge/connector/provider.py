@@ -113,7 +113,8 @@ class IotEdgeProvider:
         revision = edge.revision_of(self._inputs(work))
         await self._reached("place a pod")
         before = self._placed.get(work.uid)
-        adopted = await self._ledger.ensure(revision)
+        wanted = {placed.id for uid, placed in self._placed.items() if uid != work.uid}
+        adopted = await self._ledger.ensure(revision, wanted)
         self._placed[work.uid] = revision
         if arrived := self._arrived.get(revision.workload):
             arrived.set()
@@ -294,14 +295,33 @@ class IotEdgeProvider:
         The oldest is the last one that ran everywhere, for all before it were retired then. It
         stays until the newest runs. Those between never ran; they go when the newest is applied.
         """
-        if all(self._runs(uid) for uid in uids):
-            leaving = list(older)
-        elif all(self._is_applied(uid) for uid in uids):
-            leaving = list(older[1:])
-        else:
-            leaving = []
+        highest = max(entry.get("priority", 0) for entry in older)
+        placed = {self._placed[uid].id for uid in uids if uid in self._placed}
+        for deployment in sorted(placed, key=self._ledger.priority):
+            if self._ledger.priority(deployment) < highest:
+                await self._ledger.lift(deployment)
+        applied, runs = self._effect(uids)
+        leaving = older if runs else older[1:] if applied else ()
         for entry in leaving:
             await self._ledger.retire(entry["id"])
+
+    def _effect(self, uids: Sequence[str]) -> tuple[bool, bool]:
+        """Tell whether a workload's newest revision is applied, and runs, on each of its devices.
+
+        Pods of one workload may differ for a while; on a device the one of highest priority counts.
+        """
+        placed = [self._placed[uid] for uid in uids if uid in self._placed]
+        placed.sort(key=lambda revision: self._ledger.priority(revision.id))
+        if not placed or not all(self._devices.of(revision.id) for revision in placed):
+            return False, False
+        newest = {
+            report.device: (revision, report)
+            for revision in placed
+            for report in self._devices.of(revision.id)
+        }
+        applied = all(revision.id in report.applied for revision, report in newest.values())
+        runs = all(edge.runs_everywhere(r, [report]) for r, report in newest.values())
+        return applied, applied and runs and len(placed) == len(uids)
 
     async def _collect(self, deployment: str) -> None:
         """Retire a deployment without any pod, if that has lasted for a while."""
@@ -310,14 +330,6 @@ class IotEdgeProvider:
         if now - since >= self._settings.orphan_seconds:
             await self._ledger.retire(deployment)
             self._absent.pop(deployment, None)
-
-    def _is_applied(self, uid: str) -> bool:
-        """Tell whether the hub has merged a pod's revision on every device that it targets."""
-        revision = self._placed.get(uid)
-        if revision is None:
-            return False
-        reports = self._devices.of(revision.id)
-        return bool(reports) and all(revision.id in report.applied for report in reports)
 
     def _runs(self, uid: str) -> bool:
         """Tell whether a pod's own revision runs on every device that it targets."""

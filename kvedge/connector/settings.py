@@ -27,7 +27,7 @@ class Settings:
     orphan_seconds: float = 60.0
     """How long a deployment without any pod stays, once all pods are known."""
     revisions_per_workload: int = 10
-    """More deployments of one workload are not made before older ones are retired."""
+    """So many superseded deployments of a workload may wait; then no new one is made."""
     default_condition: str = ""
     """Target condition of pods that name none; empty refuses them."""
     images: RuntimeImages = RuntimeImages()  # noqa: RUF009 - frozen

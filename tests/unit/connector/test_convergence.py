@@ -1,0 +1,280 @@
+"""Whatever happens in whatever order, the hub ends as a function of the pods."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import copy
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from kvedge import edge, errors, iothub
+from kvedge.connector import IotEdgeProvider, Settings
+from kvedge.connector.ledger import workload_of
+from kvedge.node.provider import Work
+
+pytestmark = pytest.mark.timeout(120)
+BOUND = 4
+SETTINGS = Settings(
+    cluster="c1",
+    node="n1",
+    address="10.0.0.1",
+    poll_seconds=0,
+    list_seconds=-1,
+    handover_seconds=0,
+    orphan_seconds=0,
+    revisions_per_workload=BOUND,
+)
+
+
+class MemoryHub:
+    """A hub whose one device runs everything at once; it can fail. It keeps no twins."""
+
+    host = "memory"
+
+    def __init__(self):
+        self.held = {}
+        self.failing = False
+        self.lost_answers = 0
+        self.budget = iothub.Budget(iothub.UNLIMITED)
+
+    def _check(self):
+        if self.failing:
+            raise errors.RemoteError("ask", status=503)
+
+    async def configurations(self):
+        self._check()
+        return copy.deepcopy(list(self.held.values()))
+
+    async def get_configuration(self, name):
+        self._check()
+        if name not in self.held:
+            raise errors.NotFound("get", status=404)
+        return copy.deepcopy(self.held[name])
+
+    async def create_configuration(self, wanted):
+        self._check()
+        if wanted["id"] in self.held:
+            raise errors.Conflict("create", status=409)
+        self.held[wanted["id"]] = copy.deepcopy(wanted)
+        if self.lost_answers:
+            self.lost_answers -= 1
+            raise errors.RemoteError("create", reason="Unreachable")
+        return copy.deepcopy(wanted)
+
+    async def update_configuration(self, wanted):
+        self.held[wanted["id"]] = copy.deepcopy(wanted)
+        return wanted
+
+    async def delete_configuration(self, name):
+        self._check()
+        if self.held.pop(name, None) is None:
+            raise errors.NotFound("delete", status=404)
+
+    async def query_pages(self, _text):
+        self._check()
+        modules = {}
+        for held in sorted(self.held.values(), key=lambda c: c["priority"]):
+            for key, entry in held["content"]["modulesContent"]["$edgeAgent"].items():
+                modules[key.rpartition(".")[2]] = entry
+        yield [
+            {
+                "deviceId": "d1",
+                "connectionState": "Connected",
+                "configurations": {name: {"status": "Applied"} for name in self.held},
+                "properties": {
+                    "desired": {"$version": 1, "modules": modules},
+                    "reported": {
+                        "lastDesiredVersion": 1,
+                        "lastDesiredStatus": {"code": 200},
+                        "modules": {
+                            name: {**entry, "runtimeStatus": "running"}
+                            for name, entry in modules.items()
+                        },
+                    },
+                },
+            }
+        ]
+
+
+class Api:
+    """The API server's pods, as the engine would tell them."""
+
+    def __init__(self):
+        self.held = {}
+
+    def status(self, uid, status):
+        if uid in self.held:
+            self.held[uid]["status"] = status
+
+    def gone(self, uid):
+        self.held.pop(uid, None)
+
+    def event(self, *_args, **_more):
+        pass
+
+    def pod(self, uid):
+        return self.held.get(uid)
+
+    def pods(self):
+        return iter(tuple(self.held.values()))
+
+
+def pod(uid, workload, image):
+    """Return a pod of a workload, as a ReplicaSet makes it."""
+    owner = {"kind": "ReplicaSet", "name": f"{workload}-h", "controller": True}
+    return {
+        "metadata": {
+            "name": f"{workload}-h-{uid}",
+            "namespace": "ns",
+            "uid": uid,
+            "labels": {"pod-template-hash": "h"},
+            "annotations": {"kvedge.io/target-condition": "*"},
+            "ownerReferences": [owner],
+        },
+        "spec": {"containers": [{"name": "m", "image": image}]},
+    }
+
+
+class Convergence(RuleBasedStateMachine):
+    """Pods come, change and go; connectors restart; the hub fails and forgets to answer."""
+
+    def __init__(self):
+        super().__init__()
+        self.loop = asyncio.new_event_loop()
+        self.hub, self.api = MemoryHub(), Api()
+        self.serial = 0
+        self.owed = set()
+        self.restart()
+
+    def run(self, work):
+        return self.loop.run_until_complete(work)
+
+    def teardown(self):
+        try:
+            self.settle()
+            wanted = {
+                edge.revision_of(edge.Inputs(pod=p, cluster="c1", node="n1")).id
+                for p in self.api.held.values()
+            }
+            assert set(self.hub.held) == wanted
+            priorities = [c["priority"] for c in self.hub.held.values()]
+            assert len(set(priorities)) == len(priorities)
+        finally:
+            self.loop.close()
+
+    def settle(self):
+        """Let everything that is owed happen with a healthy hub."""
+        self.hub.failing, self.hub.lost_answers = False, 0
+        for _ in range(4):
+            self.poll()
+            self.retry()
+        self.poll()
+        self.poll()
+
+    def place(self, uid):
+        async def place():
+            work = Work(pod=self.api.held[uid], env={}, objects={})
+            await self.provider.create(work)
+
+        try:
+            self.run(place())
+            self.owed.discard(uid)
+        except errors.RemoteError:
+            self.owed.add(uid)
+
+    @rule(workload=st.sampled_from("ab"), image=st.sampled_from(["1", "2", "3"]))
+    def create(self, workload, image):
+        self.serial += 1
+        uid = str(self.serial)
+        self.api.held[uid] = pod(uid, workload, image)
+        self.place(uid)
+
+    @precondition(lambda self: self.api.held)
+    @rule(data=st.data(), image=st.sampled_from(["4", "5", "6", "7"]))
+    def change(self, data, image):
+        uid = data.draw(st.sampled_from(sorted(self.api.held)))
+        self.api.held[uid]["spec"]["containers"][0]["image"] = image
+        self.place(uid)
+
+    @precondition(lambda self: self.api.held)
+    @rule(data=st.data())
+    def delete(self, data):
+        uid = data.draw(st.sampled_from(sorted(self.api.held)))
+        self.api.held[uid]["metadata"]["deletionTimestamp"] = "now"
+        self.end(uid)
+
+    def end(self, uid):
+        try:
+            if self.run(self.provider.delete(self.api.held[uid])):
+                self.api.held.pop(uid)
+                self.owed.discard(uid)
+        except errors.RemoteError:
+            self.owed.add(uid)
+
+    @precondition(lambda self: self.api.held)
+    @rule(data=st.data())
+    def vanish(self, data):
+        """Force deletion while nobody looks: the provider is never asked."""
+        uid = data.draw(st.sampled_from(sorted(self.api.held)))
+        self.api.held.pop(uid)
+        self.owed.discard(uid)
+        self.restart()
+
+    @rule()
+    def retry(self):
+        for uid in sorted(self.owed):
+            found = self.api.held.get(uid)
+            if found is None:
+                self.owed.discard(uid)
+            elif found["metadata"].get("deletionTimestamp"):
+                self.end(uid)
+            else:
+                self.place(uid)
+
+    @rule()
+    def poll(self):
+        async def poll():
+            await self.provider._round()
+
+        with contextlib.suppress(errors.RemoteError):
+            self.run(poll())
+
+    @rule()
+    def restart(self):
+        """Another process: nothing is remembered, all pods are handed over again."""
+        self.provider = IotEdgeProvider(self.hub, SETTINGS)
+        self.provider._reporter = self.api
+        # A provider takes no pods before it has read the hub.
+        failing, self.hub.failing = self.hub.failing, False
+        self.poll()
+        self.hub.failing = failing
+        self.owed = set(self.api.held)
+        self.retry()
+        self.run(self.provider.listed(frozenset(self.api.held)))
+
+    @rule()
+    def fail(self):
+        self.hub.failing = not self.hub.failing
+
+    @rule()
+    def lose_an_answer(self):
+        self.hub.lost_answers = 1
+
+    @invariant()
+    def bounded(self):
+        """No workload ever has more deployments than its pods and the bound."""
+        counts = {}
+        for held in self.hub.held.values():
+            counts[workload_of(held)[1]] = counts.get(workload_of(held)[1], 0) + 1
+        for workload, count in counts.items():
+            pods = sum(f"{workload}-h-" in p["metadata"]["name"] for p in self.api.held.values())
+            assert count <= BOUND + pods + 1
+
+
+Convergence.TestCase.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
+TestConvergence = Convergence.TestCase
+TestConvergence.__doc__ = "Random interleavings converge to the deployments that the pods ask for."
