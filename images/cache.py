@@ -1,8 +1,9 @@
 """Results of build steps, kept by the key of everything that went into them.
 
 An entry is a folder that appears whole, by a rename, or not at all: a killed build leaves only
-a folder in `tmp`. Two builds of one step wait for each other by a lock file. Each entry's `entry.json`
-holds the size and digest of its files; an entry that does not match is thrown away and made again.
+a folder in `tmp`. Two builds of one step wait for each other by a lock file. Each entry's
+`entry.json` holds the size and digest of its files; an entry that does not match is thrown away
+and made again.
 """
 
 from __future__ import annotations

@@ -1,0 +1,86 @@
+"""A real OCI registry on loopback with TLS."""
+
+import contextlib
+import datetime
+import ipaddress
+import socket
+import time
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from kvedge import processes, tools
+
+_CONFIG = """\
+version: 0.1
+log: {{level: warn}}
+storage: {{filesystem: {{rootdirectory: {root}}}, delete: {{enabled: true}}}}
+http:
+  addr: 127.0.0.1:{port}
+  tls: {{certificate: {cert}, key: {key}}}
+"""
+
+
+def _certificate(folder: Path) -> tuple[Path, Path]:
+    """Return certificate and key of a self-signed authority for localhost."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
+    now = datetime.datetime.now(datetime.UTC)
+    names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    (folder / "cert.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    (folder / "key.pem").write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    return folder / "cert.pem", folder / "key.pem"
+
+
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory):
+    """Host with port, and authority, of a running docker-registry."""
+    folder = tmp_path_factory.mktemp("registry")
+    program = tools.ensure(["docker-registry"])["docker-registry"]
+    cert, key = _certificate(folder)
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    config = folder / "config.yml"
+    config.write_text(_CONFIG.format(root=folder / "data", port=port, cert=cert, key=key))
+    child = processes.popen([program, "serve", config], log=folder / "registry.log")
+    try:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError):
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                break
+            assert child.poll() is None, (folder / "registry.log").read_text()
+            time.sleep(0.05)
+        yield f"localhost:{port}", cert
+    finally:
+        child.kill()
+        child.wait()
+
+
+@pytest.fixture
+def other_authority(tmp_path):
+    """An authority that signed nothing."""
+    return _certificate(tmp_path)[0]
