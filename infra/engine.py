@@ -296,6 +296,7 @@ class Engine:
         self, *words: str, what: str, stdin: bytes | None = None, aside: bool = False
     ) -> str:  # fmt: skip
         """Run a short command and return its output; `aside` runs it beside the copied file."""
+        self._programs()
         folder = self.file.parent if aside and self.file != self.source else self.project
         done = processes.run(
             ["pulumi", *words, "--non-interactive"],

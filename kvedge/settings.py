@@ -182,7 +182,7 @@ def parse(
         hosts=top.mapping("hosts", key=_host_name, value=_address),
         platform=platform,
         key_seed=Secret(seed) if seed else None,
-        labels=top.mapping("labels", value=_label_value),
+        labels=top.mapping("labels", key=_label_key, value=_label_value),
     )
     top.done()
     if problems:
@@ -358,7 +358,7 @@ def _vm(part: Fields) -> spec.Vm:
         ),
         storage_class=part.text("storageClass", check=_dns_name),
         mac=mac.lower(),
-        node_selector=part.mapping("nodeSelector", value=_label_value),
+        node_selector=part.mapping("nodeSelector", key=_label_key, value=_label_value),
         tags=_tags(part),
     )
     part.done()
@@ -440,6 +440,12 @@ def _dns_name(text: str) -> str:
 def _label_value(text: str) -> str:
     fits = re.fullmatch(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?", text)
     return "" if fits else "is not a label value (at most 63 of letters, digits, '-', '_', '.')"
+
+
+def _label_key(text: str) -> str:
+    domain, slash, name = text.rpartition("/")
+    wrong = (slash and _dns_name(domain)) or not name or _label_value(name)
+    return "is not a label key" if wrong else ""
 
 
 def _host_name(text: str) -> str:

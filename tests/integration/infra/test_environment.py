@@ -175,7 +175,7 @@ def test_down_after_a_killed_first_up_leaves_nothing(stack: Stack) -> None:
 
 def test_what_admission_refuses_is_told_before_anything_is_made(stack: Stack) -> None:
     """KubeVirt's own message, with the VM's name, and nothing is there afterwards."""
-    stack.write({**SETTINGS, "fleet": [{"name": "p1", "nodeSelector": {"a b": "c"}}]})
+    stack.write({**SETTINGS, "labels": {"kubevirt.io/created-by": "me"}})
     with pytest.raises(errors.KvedgeError, match=r"p1: .*(admission webhook|invalid)"):
         stack.up()
     assert stack.objects() == []

@@ -41,6 +41,7 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
     ("multicast MAC", {"fleet.0.mac": "01:00:00:00:00:01"}, "fleet[0].mac", "multicast"),
     ("MAC twice", {"fleet.0.mac": "02:00:00:00:00:07"}, "fleet[1].mac", "taken by fleet[0]"),
     ("bad label", {"fleet.0.nodeSelector": {"a": "b c"}}, "fleet[0].nodeSelector.a", "label value"),
+    ("bad label key", {"fleet.0.nodeSelector": {"a b": "c"}}, "fleet[0].nodeSelector.a b", "label key"),
     ("own tag", {"fleet.0.tags": {"kvedge": 1}}, "fleet[0].tags.kvedge", "kept for kvedge"),
     ("dot in tag", {"fleet.0.tags": {"a.b": 1}}, "fleet[0].tags.a.b", "hub refuses"),
     ("tags too long", {"fleet.0.tags": {"a": "x" * 9000}}, "fleet[0].tags", "8192 bytes"),
