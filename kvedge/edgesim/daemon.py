@@ -76,6 +76,7 @@ class Daemon:
         self._keys = Keys(paths.state)
         self._registry = Registry(settings)
         self._gateway = ""
+        self._network_lock = threading.Lock()
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._fatal: Exception | None = None
@@ -264,9 +265,10 @@ class Daemon:
         return ("0.0.0.0" if published else self._network_gateway()), _MQTT_PORT
 
     def _network_gateway(self) -> str:
-        if not self._gateway:
-            self._gateway = self._docker.ensure_network(self._settings.network)
-        return self._gateway
+        with self._network_lock:
+            if not self._gateway:
+                self._gateway = self._docker.ensure_network(self._settings.network)
+            return self._gateway
 
     def _module_names_wanted(self) -> set[str]:
         deployment = self._agent.snapshot.deployment
