@@ -23,7 +23,7 @@ __all__ = ["Docker", "DockerError", "split_image"]
 
 _API: Final = "/v1.41"
 _TIMEOUT_SECONDS: Final = 300
-"""Long, as an engine in an emulated VM on a busy machine needs minutes to make its first network."""
+"""Long: in an emulated VM on a busy machine an engine needs minutes for its first network."""
 _PULL_SILENCE_SECONDS: Final = 600
 _STOP_SECONDS: Final = 10
 _FRAME: Final = struct.Struct(">BxxxI")
