@@ -15,6 +15,7 @@ from kvedge.emulator import access, messaging, mqtt, querying, registry, rest, t
 from kvedge.emulator.configurations import Configurations
 from kvedge.emulator.deploying import Engine
 from kvedge.emulator.faults import Faults, Knobs
+from kvedge.emulator.jobs import Jobs
 from kvedge.emulator.mqtt.sessions import Services
 from kvedge.emulator.presence import Presence
 from kvedge.emulator.provisioning import Provisioning
@@ -119,6 +120,8 @@ class Hub:
             store, presence, known_twins, queries, seconds=settings.evaluation_seconds
         )
         identities = registry.Registry(store, presence)
+        jobs = Jobs(store, presence, known_twins, queries)
+        queries.job_rows = jobs.device_rows
         provisioning = Provisioning(store, identities, known_twins, settings.host)
         telemetry = messaging.Telemetry(store)
         commands = messaging.Commands(store, presence)
@@ -135,6 +138,7 @@ class Hub:
             telemetry=telemetry,
             commands=commands,
             faults=self._faults,
+            jobs=jobs,
             provisioning=provisioning,
         )
         services = Services(
@@ -158,13 +162,14 @@ class Hub:
             self._access.answer_to(f"{name}:{self.https_port}")
         if settings.connections is not None:
             self._write_connections(settings.connections)
-        await self._run_engine()
+        await self._run(jobs)
         _LOG.info("hub listens: https %s, mqtt %s", self.https_port, self.mqtt_port)
 
-    async def _run_engine(self) -> None:
+    async def _run(self, jobs: Jobs) -> None:
         group = await self._stack.enter_async_context(asyncio.TaskGroup())
-        task = group.create_task(self._engine.run(), name="hub: deployments")
-        self._stack.callback(task.cancel)
+        for name, running in (("deployments", self._engine.run()), ("jobs", jobs.run())):
+            task = group.create_task(running, name=f"hub: {name}")
+            self._stack.callback(task.cancel)
 
     def _write_connections(self, directory: Path) -> None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -45,6 +45,8 @@ class Queries:
         self._presence = presence
         self._lag = lag
         self._snapshot: _View | None = None
+        self.job_rows: Callable[[], list[Json]] = list
+        """Where the rows of `devices.jobs` come from."""
 
     def run(self, text: Any, *, size: int, continuation: str) -> tuple[list[Json], str, str]:
         """Return one page of rows, its `x-ms-item-type` and the token of the next page."""
@@ -58,15 +60,20 @@ class Queries:
             rows = evaluation.grouped(row for _, row in self._keyed(wanted.table, "", view))[
                 : wanted.top
             ]
-            offset = start.get("offset", 0)
+            offset = start["offset"]
             rest = {"offset": offset + size} if len(rows) > offset + size else {}
             return rows[offset : offset + size], "Raw", _sealed(rest)
+        if wanted.table == "devices.jobs":
+            rows = [row for row in self.job_rows() if evaluation.matches(row)][: wanted.top]
+            offset = start["offset"]
+            rest = {"offset": offset + size} if len(rows) > offset + size else {}
+            return rows[offset : offset + size], "DeviceJob", _sealed(rest)
         kind = "Twin" if wanted.columns is None else "Raw"
-        given = start.get("given", 0)
+        given = start["given"]
         left = size if wanted.top is None else min(size, wanted.top - given)
         page: list[Json] = []
         last = ""
-        for key, row in self._keyed(wanted.table, start.get("after", ""), view):
+        for key, row in self._keyed(wanted.table, start["after"], view):
             if not evaluation.matches(row):
                 continue
             if len(page) == left:
@@ -85,14 +92,17 @@ class Queries:
             return len(evaluation.grouped(rows))
         return sum(evaluation.matches(row) for row in rows)
 
+    def keys(self, wanted: query.Query) -> list[str]:
+        """Return the keys of the twins that a query selects; without lag."""
+        evaluation = query.Evaluation(wanted)
+        rows = self._keyed(wanted.table, "", self._store)
+        return [key for key, row in rows if evaluation.matches(row)]
+
     def _parsed(self, text: str) -> query.Query:
         try:
-            parsed = query.parse_query(text)
+            return query.parse_query(text)
         except query.QueryError as error:
             raise bad_query(str(error)) from error
-        if parsed.table == "devices.jobs":
-            raise catalogue.HubError("NotImplemented", "The emulator has no jobs yet.")
-        return parsed
 
     def _view(self) -> Store | _View:
         """Return the store, or with lag a copy of it that is renewed when it is too old."""
@@ -130,7 +140,7 @@ def _sealed(place: Json) -> str:
 
 def _opened(continuation: str) -> Json:
     if not continuation:
-        return {}
+        return {"after": "", "given": 0, "offset": 0}
     try:
         place = orjson.loads(base64.urlsafe_b64decode(continuation))
         return {

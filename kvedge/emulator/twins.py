@@ -86,6 +86,13 @@ class Twins:
         self._presence.announce(twin.device_id)
         return document["$version"]
 
+    def set_model(self, key: str, model_id: str) -> None:
+        """Note the plug-and-play model that a device names when it connects."""
+        twin = self._store.twins[key]
+        if twin.model_id != model_id:
+            with self._store.transaction() as transaction:
+                transaction.put(dataclasses.replace(twin, model_id=model_id))
+
     def tell(self, twin: Twin, patch: Json) -> None:
         """Send changed desired properties to the device if it is there and listens."""
         session = self._presence.session(twin.key)

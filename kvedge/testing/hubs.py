@@ -75,15 +75,13 @@ class RunningHub:
         """Return the vendor's IoTHubRegistryManager."""
         from azure.iot.hub import IoTHubRegistryManager
 
-        return self._trusting(IoTHubRegistryManager.from_connection_string(self.policy(policy)))
+        return self.trusting(IoTHubRegistryManager.from_connection_string(self.policy(policy)))
 
     def configuration_manager(self, policy: str = "iothubowner") -> Any:
         """Return the vendor's IoTHubConfigurationManager."""
         from azure.iot.hub import IoTHubConfigurationManager
 
-        return self._trusting(
-            IoTHubConfigurationManager.from_connection_string(self.policy(policy))
-        )
+        return self.trusting(IoTHubConfigurationManager.from_connection_string(self.policy(policy)))
 
     def device_connection_string(self, device_id: str, key: str, module_id: str = "") -> str:
         """Return the connection string of a device or module."""
@@ -100,7 +98,8 @@ class RunningHub:
             **more,
         }
 
-    def _trusting(self, manager: Any) -> Any:
+    def trusting(self, manager: Any) -> Any:
+        """Let a vendor's service client trust this hub's CA."""
         manager.protocol.config.connection.verify = str(self.ca)
         return manager
 

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import itertools
 import logging
+import urllib.parse
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -170,6 +171,8 @@ class Session:
         self._timer = asyncio.get_running_loop().call_later(
             expiry - times.now(), self.close, "the token expired"
         )
+        model = urllib.parse.parse_qs(query).get("model-id", [""])[0]
+        self._hub.twins.set_model(key, model)
         self._wire.write(packets.connack(_ACCEPTED, session_present=present))
         self._hub.presence.arrive(key, self)
         _LOG.info("%r connected", key)

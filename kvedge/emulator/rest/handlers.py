@@ -10,11 +10,21 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from aiohttp import web
 
-from kvedge.emulator import catalogue, configurations, documents, faults, methods, querying, records
+from kvedge.emulator import (
+    catalogue,
+    configurations,
+    digitaltwins,
+    documents,
+    faults,
+    methods,
+    querying,
+    records,
+)
 
 if TYPE_CHECKING:
     from kvedge.emulator.deploying import Engine
     from kvedge.emulator.faults import Faults
+    from kvedge.emulator.jobs import Jobs
     from kvedge.emulator.messaging import Commands, Telemetry
     from kvedge.emulator.presence import Presence
     from kvedge.emulator.provisioning import Provisioning
@@ -43,6 +53,7 @@ class Handlers:
         telemetry: Telemetry,
         commands: Commands,
         faults: Faults,
+        jobs: Jobs,
         provisioning: Provisioning,
     ) -> None:
         self._store = store
@@ -55,6 +66,7 @@ class Handlers:
         self._telemetry = telemetry
         self._commands = commands
         self._faults = faults
+        self._jobs = jobs
         self._provisioning = provisioning
 
     async def list_devices(self, request: web.Request) -> web.Response:
@@ -244,6 +256,56 @@ class Handlers:
         """Make the hub more or less awkward."""
         self._faults.turn(faults.knobs_from_json(await _json(request)))
         return answer(dataclasses.asdict(self._faults.knobs))
+
+    async def put_job(self, request: web.Request) -> web.Response:
+        """Schedule a job."""
+        return answer(self._jobs.make(request.match_info["name"], await _json(request)))
+
+    async def get_job(self, request: web.Request) -> web.Response:
+        """Return a job."""
+        return answer(self._jobs.find(request.match_info["name"]))
+
+    async def cancel_job(self, request: web.Request) -> web.Response:
+        """Stop a job."""
+        return answer(self._jobs.cancel(request.match_info["name"]))
+
+    async def query_jobs(self, request: web.Request) -> web.Response:
+        """List jobs."""
+        found = self._jobs.all(request.query.get("jobType", ""), request.query.get("jobStatus", ""))
+        return answer(found, headers={"x-ms-item-type": "JobResponse"})
+
+    async def get_digital_twin(self, request: web.Request) -> web.Response:
+        """Return a device's digital twin."""
+        twin = self._twins.find(request.match_info["device"])
+        return answer(digitaltwins.shown(twin), headers={"ETag": f'"{twin.etag}"'})
+
+    async def patch_digital_twin(self, request: web.Request) -> web.Response:
+        """Change what is desired of a digital twin."""
+        twin = self._twins.find(request.match_info["device"])
+        body = digitaltwins.desired_patch(await _json(request))
+        new = self._twins.write(twin, body, request.headers.get("If-Match"), replace=False)
+        return web.Response(
+            status=202,
+            headers={"ETag": f'"{new.etag}"', "Location": f"/digitaltwins/{twin.device_id}"},
+        )
+
+    async def invoke_command(self, request: web.Request) -> web.Response:
+        """Call a command of a digital twin; a component's is the method `component*command`."""
+        identity = self._registry.find(request.match_info["device"])
+        component = request.match_info.get("component")
+        name = request.match_info["command"]
+        outcome = await methods.invoke(
+            self._presence,
+            identity.key,
+            {
+                "methodName": f"{component}*{name}" if component else name,
+                "payload": await _json(request),
+                "connectTimeoutInSeconds": _number(request, "connectTimeoutInSeconds", 0),
+                "responseTimeoutInSeconds": _number(request, "responseTimeoutInSeconds", 30),
+            },
+        )
+        headers = {"x-ms-command-statuscode": str(outcome["status"])}
+        return answer(outcome["payload"], headers=headers)
 
     async def put_enrollment(self, request: web.Request) -> web.Response:
         """Make or replace an individual enrollment."""

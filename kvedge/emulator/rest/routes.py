@@ -46,6 +46,7 @@ def _route(name: str, line: str, right: Right, operation: str, *, own: bool = Fa
 _NOBODY = Right(0)
 """The handler checks the token by itself."""
 _REGISTRATION = "/{scope}/registrations/{registration}"
+_DIGITAL = "/digitaltwins/{device}"
 _DEVICE = "/devices/{device}"
 _MODULE = "/devices/{device}/modules/{module}"
 _TWIN = "/twins/{device}"
@@ -80,6 +81,19 @@ ROUTES = (
     _route("put_configuration", "PUT /configurations/{name}", _WRITE, "ConfigurationWrite"),
     _route("delete_configuration", "DELETE /configurations/{name}", _WRITE, "ConfigurationWrite"),
     _route("read_events", "GET /kvedge/v1/events", _SERVICE, "Emulator"),
+    _route("query_jobs", "GET /jobs/v2/query", _SERVICE, "Jobs"),
+    _route("put_job", "PUT /jobs/v2/{name}", _SERVICE, "Jobs"),
+    _route("get_job", "GET /jobs/v2/{name}", _SERVICE, "Jobs"),
+    _route("cancel_job", "POST /jobs/v2/{name}/cancel", _SERVICE, "Jobs"),
+    _route("get_digital_twin", f"GET {_DIGITAL}", _SERVICE, "TwinRead"),
+    _route("patch_digital_twin", f"PATCH {_DIGITAL}", _SERVICE, "TwinUpdate"),
+    _route("invoke_command", f"POST {_DIGITAL}/commands/{{command}}", _SERVICE, "DirectMethod"),
+    _route(
+        "invoke_command",
+        f"POST {_DIGITAL}/components/{{component}}/commands/{{command}}",
+        _SERVICE,
+        "DirectMethod",
+    ),
     _route("put_enrollment", "PUT /enrollments/{name}", _WRITE, "Enrollment"),
     _route("get_enrollment", "GET /enrollments/{name}", _READ, "Enrollment"),
     _route("delete_enrollment", "DELETE /enrollments/{name}", _WRITE, "Enrollment"),
@@ -101,9 +115,7 @@ ROUTES = (
 
 REFUSED = {
     "/jobs/create": "import and export jobs (they need blob storage)",
-    "/jobs/v2": "scheduled jobs",
     "/jobs": "import and export jobs (they need blob storage)",
-    "/digitaltwins": "digital twins",
     "/messages/serviceBound": "feedback of cloud-to-device messages",
 }
 """Operations of the service that are answered 501, by the beginning of their path."""

@@ -38,6 +38,9 @@ class RealHub:
 
         return IoTHubConfigurationManager.from_connection_string(self.connection_string)
 
+    def trusting(self, manager: Any) -> Any:
+        return manager
+
     def device_connection_string(self, device_id: str, key: str, module_id: str = "") -> str:
         module = f"ModuleId={module_id};" if module_id else ""
         return f"HostName={self.host};DeviceId={device_id};{module}SharedAccessKey={key}"

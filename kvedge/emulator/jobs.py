@@ -1,0 +1,258 @@
+# ruff: noqa: S608 - the texts are IoT Hub queries, never run as SQL
+"""Scheduled jobs (jobs v2): a twin update or a direct method on all devices of a condition.
+
+A job waits for its start time, runs over the devices that the condition selects at that moment and
+ends when each of them has succeeded or failed. Unfinished jobs go on after a restart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import TYPE_CHECKING, Any
+
+from kvedge.emulator import catalogue, methods, query, times
+
+if TYPE_CHECKING:
+    from kvedge.emulator.presence import Presence
+    from kvedge.emulator.querying import Queries
+    from kvedge.emulator.records import Json
+    from kvedge.emulator.store import Store
+    from kvedge.emulator.twins import Twins
+
+__all__ = ["Jobs"]
+
+_ID = re.compile(r"[a-z0-9\-']{1,64}")
+_TYPES = ("scheduleUpdateTwin", "scheduleDeviceMethod")
+_AHEAD_SECONDS = 168 * 3600
+_AT_ONCE = 10
+_FINISHED = ("completed", "failed", "cancelled")
+
+
+class Jobs:
+    """All scheduled jobs; `run` carries them out."""
+
+    def __init__(self, store: Store, presence: Presence, twins: Twins, queries: Queries) -> None:
+        self._store = store
+        self._presence = presence
+        self._twins = twins
+        self._queries = queries
+        self._changed = asyncio.Event()
+        self._changed.set()
+        self._running: dict[str, asyncio.Task[None]] = {}
+
+    def make(self, name: str, body: Any) -> Json:
+        """Schedule a job; raises HubError."""
+        if not isinstance(body, dict):
+            raise catalogue.HubError("IotHubFormatError", "The body must be a JSON object.")
+        if not _ID.fullmatch(name):
+            raise catalogue.HubError(
+                "ArgumentInvalid", "A job id has 1 to 64 of a-z, 0-9, - and '."
+            )
+        if f"job/{name}" in self._store.values:
+            raise catalogue.HubError("JobAlreadyExists", f"Job {name} exists already.")
+        kind = body.get("type")
+        if kind not in _TYPES:
+            raise catalogue.HubError("ArgumentInvalid", f"Unknown job type {kind!r}.")
+        payload = "updateTwin" if kind == "scheduleUpdateTwin" else "cloudToDeviceMethod"
+        if not isinstance(body.get(payload), dict):
+            raise catalogue.HubError("ArgumentInvalid", f"{payload!r} is missing.")
+        condition = body.get("queryCondition") or "*"
+        _parsed(condition)
+        now = times.now()
+        start = _start(body.get("startTime"), now)
+        longest = body.get("maxExecutionTimeInSeconds") or 3600
+        if not isinstance(longest, int) or longest < 1:
+            raise catalogue.HubError("ArgumentInvalid", "maxExecutionTimeInSeconds is too small.")
+        shown = {
+            "jobId": name,
+            "type": kind,
+            "queryCondition": condition,
+            "createdTime": times.stamp(now),
+            "startTime": times.stamp(start),
+            "maxExecutionTimeInSeconds": longest,
+            "status": "scheduled" if start > now else "queued",
+            payload: body[payload],
+        }
+        self._save(name, {"shown": shown, "start": start, "devices": {}})
+        return shown
+
+    def find(self, name: str) -> Json:
+        """Return a job as the service shows it."""
+        return self._record(name)["shown"]
+
+    def all(self, kind: str, status: str) -> list[Json]:
+        """Return jobs of a type and status; empty texts take any."""
+        found = [record["shown"] for _, record in self._records()]
+        return [
+            item
+            for item in found
+            if kind in ("", item["type"]) and status.lower() in ("", item["status"])
+        ]
+
+    def cancel(self, name: str) -> Json:
+        """Stop a job; devices that are done stay done."""
+        record = self._record(name)
+        if record["shown"]["status"] not in _FINISHED:
+            record = _finished(record, "cancelled")
+            self._save(name, record)
+            if (task := self._running.get(name)) is not None:
+                task.cancel()
+        return record["shown"]
+
+    def device_rows(self) -> list[Json]:
+        """Return the rows of `devices.jobs`."""
+        return [row for _, record in self._records() for row in record["devices"].values()]
+
+    async def run(self) -> None:
+        """Carry jobs out until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            while True:
+                self._changed.clear()
+                now, next_start = times.now(), None
+                for name, record in self._records():
+                    if record["shown"]["status"] in _FINISHED or name in self._running:
+                        continue
+                    if record["start"] <= now:
+                        self._running[name] = group.create_task(
+                            self._carry_out(name), name=f"job {name}"
+                        )
+                    else:
+                        next_start = min(record["start"], next_start or record["start"])
+                try:
+                    async with asyncio.timeout(None if next_start is None else next_start - now):
+                        await self._changed.wait()
+                except TimeoutError:
+                    continue
+
+    async def _carry_out(self, name: str) -> None:
+        try:
+            record = self._record(name)
+            if not record["devices"]:
+                keys = self._selected(record["shown"]["queryCondition"])
+                shown = {**record["shown"], "status": "running"}
+                rows = {key: _row(shown, key) for key in keys}
+                record = {**record, "shown": shown, "devices": rows}
+                self._save(name, record)
+            left = [key for key, row in record["devices"].items() if row["status"] != "completed"]
+            gate = asyncio.Semaphore(_AT_ONCE)
+            try:
+                async with (
+                    asyncio.timeout(record["shown"]["maxExecutionTimeInSeconds"]),
+                    asyncio.TaskGroup() as group,
+                ):
+                    for key in left:
+                        group.create_task(self._one(name, key, gate), name=f"job {name} {key}")
+                status = "completed"
+            except TimeoutError:
+                status = "failed"
+            record = self._record(name)
+            if any(row["status"] == "failed" for row in record["devices"].values()):
+                status = "failed"
+            self._save(name, _finished(record, status))
+        finally:
+            self._running.pop(name, None)
+
+    async def _one(self, name: str, key: str, gate: asyncio.Semaphore) -> None:
+        shown = self._record(name)["shown"]
+        async with gate:
+            try:
+                change = await self._act(shown, key)
+            except catalogue.HubError as error:
+                change = {
+                    "status": "failed",
+                    "error": {"code": error.code.name, "description": error.text},
+                }
+        record = self._record(name)
+        row = {**record["devices"][key], **change, "endTimeUtc": times.stamp()}
+        row["lastUpdatedDateTimeUtc"] = row["endTimeUtc"]
+        self._save(name, {**record, "devices": {**record["devices"], key: row}})
+
+    async def _act(self, shown: Json, key: str) -> Json:
+        if shown["type"] == "scheduleUpdateTwin":
+            device_id, _, module_id = key.partition("/")
+            body = shown["updateTwin"]
+            self._twins.write(
+                self._twins.find(device_id, module_id), body, body.get("etag") or "*", replace=False
+            )
+            return {"status": "completed"}
+        outcome = await methods.invoke(self._presence, key, shown["cloudToDeviceMethod"])
+        return {"status": "completed", "outcome": {"deviceMethodResponse": outcome}}
+
+    def _selected(self, condition: str) -> list[str]:
+        return self._queries.keys(_parsed(condition))
+
+    def _records(self) -> list[tuple[str, Json]]:
+        return [
+            (key.partition("/")[2], value)
+            for key, value in self._store.values.items()
+            if key.startswith("job/")
+        ]
+
+    def _record(self, name: str) -> Json:
+        found = self._store.values.get(f"job/{name}")
+        if found is None:
+            raise catalogue.HubError("JobNotFound", f"Job {name} does not exist.")
+        return found
+
+    def _save(self, name: str, record: Json) -> None:
+        rows = [row["status"] for row in record["devices"].values()]
+        if record["devices"]:
+            counts = {
+                "deviceCount": len(rows),
+                "failedCount": rows.count("failed"),
+                "succeededCount": rows.count("completed"),
+                "runningCount": rows.count("running"),
+                "pendingCount": rows.count("pending"),
+            }
+            record = {**record, "shown": {**record["shown"], "deviceJobStatistics": counts}}
+        with self._store.transaction() as transaction:
+            transaction.put_value(f"job/{name}", record)
+        self._changed.set()
+
+
+def _row(shown: Json, key: str) -> Json:
+    device_id, _, module_id = key.partition("/")
+    row = {"deviceId": device_id} | ({"moduleId": module_id} if module_id else {})
+    now = times.stamp()
+    return row | {
+        "jobId": shown["jobId"],
+        "jobType": shown["type"],
+        "status": "pending",
+        "startTimeUtc": shown["startTime"],
+        "createdDateTimeUtc": now,
+        "lastUpdatedDateTimeUtc": now,
+    }
+
+
+def _finished(record: Json, status: str) -> Json:
+    shown = {**record["shown"], "status": status, "endTime": times.stamp()}
+    return {**record, "shown": shown}
+
+
+def _parsed(condition: Any) -> query.Query:
+    if not isinstance(condition, str):
+        raise catalogue.HubError("ArgumentInvalid", "'queryCondition' must be a text.")
+    text = condition.strip()
+    if text in ("", "*"):
+        text = "SELECT * FROM devices"
+    elif text.lower().startswith("from "):
+        text = f"SELECT * {text}"
+    else:
+        text = f"SELECT * FROM devices WHERE {text}"
+    try:
+        return query.parse_query(text)
+    except query.QueryError as error:
+        raise catalogue.HubError("ArgumentInvalid", f"Query is not valid. {error}") from error
+
+
+def _start(given: Any, now: float) -> float:
+    if not given:
+        return now
+    try:
+        start = times.parse(str(given))
+    except ValueError as error:
+        raise catalogue.HubError("ArgumentInvalid", "'startTime' is no time.") from error
+    if start > now + _AHEAD_SECONDS:
+        raise catalogue.HubError("ArgumentInvalid", "'startTime' is more than 7 days ahead.")
+    return start
