@@ -79,9 +79,9 @@ class KubeletApi:
         for kind in ("exec", "attach"):
             app.router.add_route("*", f"/{kind}/{{rest:.*}}", self._not_offered)
         app.router.add_route("*", "/portForward/{rest:.*}", self._not_offered)
-        self._runner = web.AppRunner(app, access_log=None, handle_signals=False)
+        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=2)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, address, port, ssl_context=tls, shutdown_timeout=2)
+        site = web.TCPSite(self._runner, address, port, ssl_context=tls)
         try:
             await site.start()
         except OSError as cause:

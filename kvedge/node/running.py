@@ -11,7 +11,7 @@ import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvedge import kube
+from kvedge import errors, kube
 from kvedge.node.access_review import Reviewer
 from kvedge.node.election import Election
 from kvedge.node.node_object import NodeKeeper, NodeSpec
@@ -59,14 +59,16 @@ class VirtualNode:
         linger_seconds: float = 0.0,
         leader_namespace: str = "",
     ) -> None:
-        self._config, self._spec, self._provider = config, spec, provider
+        self._config, self.spec, self._provider = config, spec, provider
         self._serving = serving
         self._linger = linger_seconds
         self._leader_namespace = leader_namespace
-        self._api: KubeletApi | None = None
+        self.api: KubeletApi | None = None
         self.engine: PodEngine | None = None
         self.registered = asyncio.Event()
         self._started = False
+        self._serving_failed = asyncio.Event()
+        self._serving_error: errors.KvedgeError | None = None
 
     async def run(self, stop: asyncio.Event) -> bool:
         """Run until `stop` is set; return False if leadership was lost instead."""
@@ -77,8 +79,9 @@ class VirtualNode:
             if election is not None:
                 self._started = True
                 leads = tasks.spawn(election.acquire(), "election")
-                stopped = tasks.spawn(stop.wait(), "stop")
-                await asyncio.wait({leads, stopped}, return_when=asyncio.FIRST_COMPLETED)
+                ends = {leads, tasks.spawn(stop.wait(), "stop"), self._watch_serving(tasks)}
+                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+                self._check_serving()
                 if not leads.done():
                     await self._close_api()
                     return True
@@ -96,7 +99,7 @@ class VirtualNode:
         return Election(
             client=client,
             namespace=self._leader_namespace,
-            name=f"kvedge-{self._spec.name}",
+            name=f"kvedge-{self.spec.name}",
             identity=identity,
         )
 
@@ -106,19 +109,20 @@ class VirtualNode:
         async with Tasks(self._failed) as tasks:
             engine = self.engine = PodEngine(
                 client=client,
-                node=self._spec,
+                node=self.spec,
                 provider=self._provider,
                 tasks=tasks,
                 linger_seconds=self._linger,
             )
-            if self._api is not None:
-                self._api.engine = engine
+            if self.api is not None:
+                self.api.engine = engine
             await self._provider.start(engine)
             ends = {
                 tasks.spawn(engine.run(), "pods"),
                 tasks.spawn(stop.wait(), "stop"),
+                self._watch_serving(tasks),
             }
-            keeper = NodeKeeper(client, self._spec, self._provider.health)
+            keeper = NodeKeeper(client, self.spec, self._provider.health)
             await self._first_pods(engine)
             ends.add(tasks.spawn(keeper.run(), "node"))
             if election is not None:
@@ -127,6 +131,7 @@ class VirtualNode:
             registered.add_done_callback(lambda _: self.registered.set())
             self._started = True
             done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            self._check_serving()
             for task in done:
                 task.result()
             if stop.is_set():
@@ -146,6 +151,20 @@ class VirtualNode:
 
     async def _serve(self, client: kube.Client, serving: Serving) -> None:
         """Start the kubelet API; its imports wait until the first pods are under way."""
+        try:
+            await self._start_api(client, serving)
+        except errors.KvedgeError as error:
+            self._serving_error = error
+            self._serving_failed.set()
+
+    def _watch_serving(self, tasks: Tasks) -> asyncio.Task[bool]:
+        return tasks.spawn(self._serving_failed.wait(), "kubelet-api-failed")
+
+    def _check_serving(self) -> None:
+        if self._serving_error is not None:
+            raise self._serving_error
+
+    async def _start_api(self, client: kube.Client, serving: Serving) -> None:
         from kvedge.node import serving as certificates
         from kvedge.node.kubelet import KubeletApi
 
@@ -153,27 +172,27 @@ class VirtualNode:
         if client_ca is None and _SERVICE_ACCOUNT_CA.exists():
             client_ca = _SERVICE_ACCOUNT_CA
         tls = certificates.server_context(
-            self._spec.name,
-            self._spec.address,
+            self.spec.name,
+            self.spec.address,
             certificate=serving.certificate,
             key=serving.key,
             client_ca=client_ca,
         )
         api = KubeletApi(
-            self._spec,
+            self.spec,
             self._provider,
-            Reviewer(client, self._spec.name),
+            Reviewer(client, self.spec.name),
             ready=lambda: self._started,
             unsafe_anonymous_reads=serving.unsafe_anonymous_reads,
         )
         await api.start(serving.listen, serving.port, tls)
         api.engine = self.engine
-        self._api = api
+        self.api = api
 
     async def _close_api(self) -> None:
-        if self._api is not None:
-            await self._api.aclose()
-            self._api = None
+        if self.api is not None:
+            await self.api.aclose()
+            self.api = None
 
     def _failed(self, name: str, error: BaseException) -> None:
         _log.error("task %s failed", name, exc_info=error)

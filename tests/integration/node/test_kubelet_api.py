@@ -1,0 +1,111 @@
+"""The kubelet API of a running node, over HTTPS."""
+
+from __future__ import annotations
+
+import ssl
+
+import aiohttp
+import pytest
+
+from kvedge.node import running
+from kvedge.node.mock import MockProvider
+
+pytestmark = pytest.mark.timeout(180)
+
+
+class Talking(MockProvider):
+    """The mock with a log."""
+
+    async def logs(self, pod, container, options):
+        lines = [f"{container} of {pod['metadata']['name']} line {n}\n" for n in range(5)]
+        for line in lines[-options.tail :] if options.tail else lines:
+            yield line.encode()
+
+
+@pytest.fixture
+async def kubelet(start_node, client, namespace, until, cluster):
+    """A node with one running pod, and a session that trusts its self-signed certificate."""
+    provider = Talking()
+    serving = running.Serving(listen="127.0.0.1", port=0)
+    pods = f"/api/v1/namespaces/{namespace}/pods"
+    async with start_node(provider=provider, serving=serving) as node:
+        body = {
+            "metadata": {"name": "a"},
+            "spec": {
+                "nodeName": node.spec.name,
+                "enableServiceLinks": False,
+                "containers": [{"name": "c", "image": "i"}, {"name": "d", "image": "i"}],
+            },
+        }
+        await client.post(pods, body)
+
+        async def running_pod():
+            found = await client.get(f"{pods}/a")
+            return (found.get("status") or {}).get("phase") == "Running"
+
+        await until(running_pod)
+        await until(lambda: node.api is not None)
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        connector = aiohttp.TCPConnector(ssl=context)
+        admin = cluster.kubeconfig.read_text().split("token: ")[1].split("}")[0]
+        async with aiohttp.ClientSession(
+            f"https://127.0.0.1:{node.api.port}",
+            connector=connector,
+            headers={"Authorization": f"Bearer {admin}"},
+        ) as session:
+            yield session
+
+
+async def test_strangers_are_refused(kubelet):
+    """Without a token that the API server knows nothing is told, but health is."""
+    strange = {"Authorization": "Bearer guess"}
+    async with kubelet.get("/pods", headers=strange) as answer:
+        assert answer.status == 401
+    async with kubelet.get("/healthz", headers=strange) as answer:
+        assert answer.status == 200
+    async with kubelet.get("/readyz", headers=strange) as answer:
+        assert answer.status == 200
+
+
+async def test_pods_are_listed(kubelet):
+    """Both lists hold the pod, with and without a slash at the end."""
+    for path in ("/pods", "/runningpods/", "/runningpods"):
+        async with kubelet.get(path) as answer:
+            found = await answer.json()
+        assert [pod["metadata"]["name"] for pod in found["items"]] == ["a"]
+
+
+async def test_logs(kubelet, namespace):
+    """Logs come by container, cut to the tail; an unknown container is not found."""
+    path = f"/containerLogs/{namespace}/a"
+    async with kubelet.get(f"{path}/c", params={"tailLines": "2"}) as answer:
+        assert await answer.text() == "c of a line 3\nc of a line 4\n"
+    async with kubelet.get(f"{path}/c", params={"follow": "true"}) as answer:
+        assert (await answer.text()).count("\n") == 5
+    async with kubelet.get(f"{path}/x") as answer:
+        assert answer.status == 404
+    async with kubelet.get(f"{path}/c", params={"tailLines": "x"}) as answer:
+        assert answer.status == 400
+
+
+async def test_statistics_and_metrics(kubelet, namespace):
+    """Each container is there once, and the pod's name is the second label."""
+    async with kubelet.get("/stats/summary/") as answer:
+        summary = await answer.json()
+    (stats,) = summary["pods"]
+    assert [c["name"] for c in stats["containers"]] == ["c", "d"]
+    async with kubelet.get("/metrics/resource") as answer:
+        text = await answer.text()
+    family = "container_cpu_usage_seconds_total"
+    lines = [line for line in text.splitlines() if line.startswith(family)]
+    assert len(lines) == 2
+    assert f'{family}{{namespace="{namespace}",pod="a",container="c"}} 0' in lines
+    async with kubelet.get("/metrics") as answer:
+        assert "kvedge_node_status_patches_total 1" in await answer.text()
+
+
+async def test_what_is_not_offered_says_so(kubelet, namespace):
+    """Exec on a provider without it is answered, not dropped."""
+    async with kubelet.post(f"/exec/{namespace}/a/c") as answer:
+        assert answer.status == 501
