@@ -236,3 +236,37 @@ def test_iotedge_program_talks_to_the_daemon(hub, edge):
     assert edge.stop() == 0
     away = edge.iotedge("list")
     assert (away.returncode, "cannot reach the daemon" in away.stderr) == (1, True)
+
+
+def test_reboot_starts_what_ran_and_leaves_what_was_done(hub, edge):
+    """A shutdown's clean exit is no end of the module; a job that ended by itself stays ended."""
+    edge.engine.images |= {
+        IMAGE: [
+            sys.executable,
+            "-uc",
+            "import signal, sys; signal.signal(15, lambda *_: sys.exit(0)); signal.pause()",
+        ],
+        "registry.test/job:1": [sys.executable, "-c", "pass"],
+    }
+    modules = {
+        "m": module(restartPolicy="on-failure"),
+        "job": module(image="registry.test/job:1", restartPolicy="on-failure"),
+    }
+    hub.deploy(edge.device, modules)
+    edge.start()
+    edge.wait_report(
+        lambda found: running("m")(found) and found["modules"]["job"]["runtimeStatus"] == "stopped"
+    )
+    edge.stop()
+    edge.engine.containers["m"].stop()
+    assert edge.engine.containers["m"].exit_code == 0
+    for container in edge.engine.containers.values():
+        container.finished = "2001-01-01T00:00:00.000000000Z"
+    started = edge.engine.containers["job"].started
+    edge.start()
+    found = edge.wait_report(
+        lambda found: running("m")(found) and found["modules"]["m"]["lastExitTimeUtc"] < "2002"
+    )
+    assert found["modules"]["m"]["restartCount"] == 0
+    assert found["modules"]["job"]["runtimeStatus"] == "stopped"
+    assert edge.engine.containers["job"].started == started
