@@ -31,7 +31,7 @@ _POLL_SECONDS = 1.0
 _HUB_POLL_SECONDS = 3.0
 _GRACE_SECONDS = 20.0
 """A cause must hold for so long: schedulers and importers try again by themselves."""
-_RESTART_SECONDS = 180.0
+_RESTART_SECONDS = 600.0
 _STOPPED_SECONDS = 20.0
 _BATCH = 50
 _FATAL = {
@@ -77,12 +77,25 @@ async def restart_changed(
     Raises:
         KvedgeError: a VM did not come back.
     """
-    async with asyncio.TaskGroup() as group:
-        tasks = [
-            group.create_task(_restart_one(client, m, on_restart), name=f"restart {m.name}")
-            for m in members
-        ]
+    raised: errors.KvedgeError | None = None
+    tasks: list[asyncio.Task[bool]] = []
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks += [
+                group.create_task(_restart_one(client, m, on_restart), name=f"restart {m.name}")
+                for m in members
+            ]
+    except* errors.KvedgeError as failures:
+        raised = _first(failures)
+    if raised is not None:
+        raise raised
     return [member.name for member, task in zip(members, tasks, strict=True) if task.result()]
+
+
+def _first(group: BaseExceptionGroup[Any]) -> errors.KvedgeError:
+    """Return one of the errors of a task group, as good as any."""
+    found = group.exceptions[0]
+    return _first(found) if isinstance(found, BaseExceptionGroup) else found
 
 
 async def _restart_one(
@@ -103,7 +116,8 @@ async def _restart_one(
         return False
     on_restart(member.name)
     root = "/apis/subresources.kubevirt.io/v1/namespaces"
-    await client.put(f"{root}/{member.namespace}/virtualmachines/{member.name}/restart", {})
+    path = f"{root}/{member.namespace}/virtualmachines/{member.name}/restart"
+    await client.request("PUT", path, {}, raw=True, accept="*/*")
     try:
         async with asyncio.timeout(_RESTART_SECONDS):
             while True:

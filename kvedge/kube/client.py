@@ -94,6 +94,7 @@ class Client:
         content_type: str = "application/json",
         timeout: float = 60.0,
         raw: bool = False,
+        accept: str = "application/json",
     ) -> Any:
         """Send one request and return the answer's JSON (bytes with `raw`).
 
@@ -101,13 +102,14 @@ class Client:
             path: below the server, such as `/api/v1/namespaces/default/pods`.
             params: query parameters; None values are left out, booleans become true/false.
             timeout: seconds for the whole exchange, waiting out 429s not included.
+            accept: form of the answer; KubeVirt's subresources offer no JSON.
 
         Raises:
             NotFound, Conflict, Unauthorized, Throttled, RemoteError: as the server answered;
                 status 0 when it did not answer at all.
         """
         attempt = f"{method} {path}"
-        headers = {"Accept": "application/json", **self.headers()}
+        headers = {"Accept": accept, **self.headers()}
         data = None
         if body is not None:
             data = body if isinstance(body, bytes) else orjson.dumps(body)

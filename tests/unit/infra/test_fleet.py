@@ -125,8 +125,9 @@ class Cluster:
             raise errors.NotFound("get", status=404)
         return found
 
-    async def put(self, path: str, _body: Any) -> Any:
+    async def request(self, method: str, path: str, _body: Any, **_: Any) -> Any:
         """Restart."""
+        assert method == "PUT"
         assert path.endswith("/virtualmachines/edge1/restart")
         self.restarts += 1
         self.instance = vmi(uid=str(self.restarts + 1))
@@ -170,3 +171,15 @@ async def test_a_change_after_an_unrecorded_start_restarts(monkeypatch: pytest.M
 async def test_a_stopped_vm_is_left_alone() -> None:
     """The next start takes what is new."""
     assert await roll_out(Cluster(vm("Stopped"), None)) == 0
+
+
+async def test_a_failed_restart_is_told_as_itself() -> None:
+    """The user reads which VM did not come back, not that a task group failed."""
+
+    class Refusing(Cluster):
+        async def request(self, method: str, path: str, _body: Any, **_: Any) -> Any:
+            raise errors.Conflict(f"PUT {path}", status=409)
+
+    cluster = Refusing(vm(), vmi(annotations={fleet.CONTENT: "old"}))
+    with pytest.raises(errors.Conflict, match="restart"):
+        await roll_out(cluster)
