@@ -8,11 +8,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import json
 import shutil
 import socket
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cloudinit.seeding
 from kvedge import errors, processes
@@ -130,6 +131,34 @@ class Guest:
         text = out.read().decode(errors="replace") + err.read().decode(errors="replace")
         return out.channel.recv_exit_status(), text
 
+    def save(self, name: str) -> None:
+        """Keep the running guest's whole state in its disk under a name; `boot(load=name)` goes on.
+
+        Raises:
+            KvedgeError: QEMU refused.
+        """
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(300)
+            sock.connect(str(self.folder / "qmp.sock"))
+            stream = sock.makefile("rwb")
+            stream.readline()
+            commands = (
+                {"execute": "qmp_capabilities"},
+                {
+                    "execute": "human-monitor-command",
+                    "arguments": {"command-line": f"savevm {name}"},
+                },
+            )
+            answer: dict[str, Any] = {}
+            for command in commands:
+                stream.write(json.dumps(command).encode() + b"\n")
+                stream.flush()
+                answer = json.loads(stream.readline())
+                while "event" in answer:
+                    answer = json.loads(stream.readline())
+        if answer.get("return"):
+            raise errors.KvedgeError(f"cannot save the guest: {answer['return'].strip()}")
+
     def stop(self) -> None:
         """End the guest at once."""
         if self.process.poll() is None:
@@ -187,7 +216,8 @@ def boot(
     if data_disk:
         drives.append((data_disk, "raw", ""))
         serials.append(",serial=edge-data")
-    argv = ["qemu-system-x86_64", "-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max",
+    argv = ["setpriv", "--pdeathsig", "KILL",
+            "qemu-system-x86_64", "-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max",
             "-smp", "2", "-m", str(memory_mib), "-nodefaults", "-no-reboot", "-display", "none",
             "-serial", f"file:{folder / 'serial.log'}", "-qmp",
             f"unix:{folder / 'qmp.sock'},server=on,wait=off",

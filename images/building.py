@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from images import cache, content, disk, oci, sources
+from images import attesting, cache, content, disk, oci, scanning, sources
 from images import plan as planning
 from images import recipe as recipes
 from kvedge import errors, processes, tools
@@ -252,7 +252,19 @@ def _oci(
         epoch=plan.recipe.epoch,
         labels=labels,
     )
+    with _tree_below(plan, store).open("rb") as stream:
+        packages = scanning.packages(stream)
+    documents = {
+        attesting.SPDX: attesting.spdx(plan, packages, digest=layout.digest),
+        attesting.IN_TOTO: attesting.provenance(plan, packages, digest=layout.digest),
+    }
+    oci.attach(layout, documents, epoch=plan.recipe.epoch)
     return {"digest": layout.digest, "name": plan.recipe.name}
+
+
+def _tree_below(plan: planning.Plan, store: cache.Store) -> Path:
+    """Return the tar of all packages of an image, which its disk was made of."""
+    return _below(store, plan.steps[-2]) / "root.tar"
 
 
 def _below(store: cache.Store, step: planning.Step) -> Path:

@@ -179,16 +179,20 @@ def _make_root(
     )
     os.close(reader)
     try:
-        with contextlib.suppress(BrokenPipeError), os.fdopen(writer, "wb", 1 << 20) as sink:
-            with tree.open("rb") as stream:
-                roottree.merge(
-                    stream,
-                    sink,
-                    members=members,
-                    amend=content.amendments(plan.recipe),
-                    epoch=plan.recipe.epoch,
-                    on_bytes=on_bytes,
-                )
+        with (
+            contextlib.suppress(BrokenPipeError),
+            os.fdopen(writer, "wb", 1 << 20) as sink,
+            tree.open("rb") as stream,
+        ):
+            roottree.merge(
+                stream,
+                sink,
+                members=members,
+                amend=content.amendments(plan.recipe),
+                epoch=plan.recipe.epoch,
+                drop=plan.recipe.content.drop,
+                on_bytes=on_bytes,
+            )
         code = child.wait()
     except BaseException:
         child.kill()
@@ -224,6 +228,7 @@ def write_tree(tree: Path, plan: DiskPlan, sink: IO[bytes]) -> None:
             members=members,
             amend=content.amendments(plan.recipe),
             epoch=plan.recipe.epoch,
+            drop=plan.recipe.content.drop,
         )
 
 

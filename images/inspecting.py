@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from typing import TYPE_CHECKING, Any
 
 from images import building, cache, containers, oci, recipe, scanning
@@ -11,7 +12,7 @@ from kvedge import errors
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["inspect", "overview"]
+__all__ = ["inspect", "overview", "scan", "schema"]
 
 
 def _keys() -> dict[str, tuple[str, Callable[[], str]]]:
@@ -71,6 +72,9 @@ def inspect(name: str) -> dict[str, Any]:
         "digest": layout.digest,
         "size": layout.size,
         "layout": str(layout.path),
+        "attached": [
+            {"digest": one["digest"], "type": one["artifactType"]} for one in layout.attached
+        ],
         "layers": [
             {"digest": one["digest"], "size": one["size"], "type": one["mediaType"]}
             for one in layout.manifest["layers"]
@@ -83,3 +87,31 @@ def inspect(name: str) -> dict[str, Any]:
             with (below.path / "root.tar").open("rb") as stream:
                 facts["packages"] = [dataclasses.asdict(one) for one in scanning.packages(stream)]
     return facts
+
+
+def scan(recipe_name: str) -> list[errors.Problem]:
+    """Return what must not be in a built disk, over its whole root file system.
+
+    Raises:
+        KvedgeError: it is not built.
+    """
+    with tempfile.TemporaryFile(dir=building.work_folder()) as file:
+        building.write_tree(recipe_name, file)
+        file.seek(0)
+        return scanning.scan(file)
+
+
+def schema(recipe_name: str) -> dict[str, Any]:
+    """Return the cloud-config schema of a built disk's own cloud-init.
+
+    Raises:
+        KvedgeError: it is not built, or has no cloud-init.
+    """
+    plan = building.plan_of(recipe.load(recipe_name))
+    entry = cache.default_store().find(plan.steps[-2].below)
+    if entry is None:
+        raise errors.KvedgeError(
+            f"image {recipe_name!r} is not built", hint=f"kvedge image build {recipe_name}"
+        )
+    with (entry.path / "root.tar").open("rb") as stream:
+        return scanning.guest_schema(stream)

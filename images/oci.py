@@ -28,6 +28,7 @@ __all__ = [
     "Blob",
     "ContainerConfig",
     "Layout",
+    "attach",
     "read_layout",
     "write_container_disk",
     "write_image",
@@ -36,6 +37,7 @@ __all__ = [
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
 CONFIG = "application/vnd.oci.image.config.v1+json"
+EMPTY = "application/vnd.oci.empty.v1+json"
 LAYER = "application/vnd.oci.image.layer.v1.tar"
 LAYER_GZIP = LAYER + "+gzip"
 _QEMU_ID = 107
@@ -81,6 +83,8 @@ class Layout:
     digest: str
     """Of the image's manifest."""
     manifest: dict[str, Any]
+    attached: tuple[dict[str, Any], ...] = ()
+    """Descriptors of artifact manifests whose subject is the image."""
 
     @property
     def size(self) -> int:
@@ -171,6 +175,38 @@ def write_image(
     return _finish(layout, text, blobs, labels)
 
 
+def attach(layout: Layout, documents: Mapping[str, bytes], *, epoch: int) -> None:
+    """Put documents beside an image: one artifact manifest each, whose subject is the image.
+
+    Args:
+        layout: the image.
+        documents: media type to content.
+        epoch: time of the documents, seconds since 1970.
+    """
+    subject = {
+        "mediaType": MANIFEST,
+        "digest": layout.digest,
+        "size": layout.blob(layout.digest).stat().st_size,
+    }
+    manifests = [subject]
+    empty = _write_bytes(layout.path, b"{}", EMPTY)
+    for media_type, data in sorted(documents.items()):
+        blob = _write_bytes(layout.path, data, media_type)
+        manifest = {
+            "schemaVersion": 2,
+            "mediaType": MANIFEST,
+            "artifactType": media_type,
+            "config": empty.descriptor(),
+            "layers": [blob.descriptor()],
+            "subject": subject,
+            "annotations": {"org.opencontainers.image.created": _time(epoch)},
+        }
+        written = _write_json(layout.path, manifest, MANIFEST)
+        manifests.append({**written.descriptor(), "artifactType": media_type})
+    index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": manifests}
+    (layout.path / "index.json").write_bytes(_json(index))
+
+
 def read_layout(path: Path) -> Layout:
     """Read a layout that holds one image.
 
@@ -182,8 +218,13 @@ def read_layout(path: Path) -> Layout:
         digest = index["manifests"][0]["digest"]
         raw = (path / "blobs" / digest.replace(":", "/")).read_bytes()
         if digest != f"sha256:{hashlib.sha256(raw).hexdigest()}":
-            raise ValueError("manifest does not match its digest")
-        return Layout(path=path, digest=digest, manifest=json.loads(raw))
+            raise ValueError("manifest does not match its digest")  # noqa: TRY301
+        return Layout(
+            path=path,
+            digest=digest,
+            manifest=json.loads(raw),
+            attached=tuple(index["manifests"][1:]),
+        )
     except (OSError, ValueError, KeyError, IndexError) as cause:
         raise errors.KvedgeError(
             f"cannot read image layout {str(path)!r}: {cause}", hint="build the image again"
@@ -261,7 +302,10 @@ def _finish(
 
 
 def _write_json(layout: Path, value: dict[str, Any], media_type: str) -> Blob:
-    raw = _json(value)
+    return _write_bytes(layout, _json(value), media_type)
+
+
+def _write_bytes(layout: Path, raw: bytes, media_type: str) -> Blob:
     digest = hashlib.sha256(raw).hexdigest()
     (layout / "blobs" / "sha256" / digest).write_bytes(raw)
     return Blob(media_type=media_type, digest=f"sha256:{digest}", size=len(raw))

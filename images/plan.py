@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Assets", "Plan", "Step", "plan"]
 
-_WAYS = {"root": 1, "layer": 1, "disk": 1, "oci": 1}
+_WAYS = {"root": 1, "layer": 1, "disk": 1, "oci": 2}
 """Raised when the code of a step makes something else from the same input."""
 _HOOKS = {
     ("disk", "root"): ("customize.sh", "essential.sh"),

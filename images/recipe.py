@@ -74,7 +74,11 @@ class Content:
     """Folders of `images/overlays`."""
     hostname: str = "localhost"
     enable: tuple[str, ...] = ()
+    """Units that start at boot."""
     mask: tuple[str, ...] = ()
+    """Units that never start."""
+    drop: tuple[str, ...] = ()
+    """Beginnings of paths, without leading slash, that packages bring and nobody needs."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,12 +218,15 @@ def _users(reader: _Reader, top: _Table) -> tuple[User, ...]:
 
 
 def _content(reader: _Reader, top: _Table) -> Content:
-    table = reader.sub(top, "content", {"overlays", "hostname", "enable", "mask"}, optional=True)
+    table = reader.sub(
+        top, "content", {"overlays", "hostname", "enable", "mask", "drop"}, optional=True
+    )
     content = Content(
         overlays=reader.words(table, "overlays", pattern=_NAME),
         hostname=reader.text(table, "hostname", pattern=_NAME, default="localhost"),
         enable=reader.words(table, "enable", pattern=_UNIT),
         mask=reader.words(table, "mask", pattern=_UNIT),
+        drop=reader.words(table, "drop", pattern=re.compile(r"[\w][\w./+-]*")),
     )
     for unit in sorted({*content.enable} & {*content.mask}):
         reader.add("content.mask", f"{unit!r} is enabled as well")

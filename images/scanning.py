@@ -8,16 +8,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import tempfile
 from typing import IO, TYPE_CHECKING, Any
 
-from images import building, roottree
+from images import roottree
 from kvedge import errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Package", "guest_schema", "packages", "scan", "scan_recipe"]
+__all__ = ["Package", "guest_schema", "packages", "scan"]
 
 _SCHEMA = "usr/lib/python3/dist-packages/cloudinit/config/schemas/schema-cloud-config-v1.json"
 _STATUS = "var/lib/dpkg/status"
@@ -119,11 +118,3 @@ def scan(stream: IO[bytes]) -> list[errors.Problem]:
         errors.Problem(path=f"/{path}", message="missing") for path in _MUST_BE if path not in seen
     ]
     return sorted(problems)
-
-
-def scan_recipe(recipe_name: str) -> list[errors.Problem]:
-    """Scan a recipe's built image."""
-    with tempfile.TemporaryFile(dir=building.work_folder()) as file:
-        building.write_tree(recipe_name, file)
-        file.seek(0)
-        return scan(file)

@@ -86,10 +86,13 @@ def inspect(name: str, output: str) -> None:
         return
     packages = facts.pop("packages", [])
     layers = facts.pop("layers")
+    attached = facts.pop("attached")
     _common.table(("FIELD", "VALUE"), list(facts.items()))
     _common.table(
         ("LAYER", "BYTES", "TYPE"), [(one["digest"], one["size"], one["type"]) for one in layers]
     )
+    if attached:
+        _common.table(("ATTACHED", "TYPE"), [(one["digest"], one["type"]) for one in attached])
     if packages:
         _common.table(
             ("PACKAGE", "VERSION", "KIB"),
@@ -126,13 +129,46 @@ def list_(output: str) -> None:
 @_name_argument
 def check(name: str) -> None:
     """Scan a built disk for what must not be in it: keys, passwords, machine ids."""
-    from images import scanning
+    from images import inspecting
     from kvedge import errors
 
-    problems = scanning.scan_recipe(name)
+    problems = inspecting.scan(name)
     if problems:
         raise errors.SpecError(f"image {name!r}", problems)
     click.echo(f"image {name!r}: nothing found that must not be there")
+
+
+@image.command("test")
+@_name_argument
+@click.option(
+    "--firmware",
+    type=click.Choice(["bios", "uefi", "both", "none"]),
+    default="both",
+    show_default=True,
+    help="How to boot it; none scans only.",
+)
+@click.option("--deadline", default=300.0, show_default=True, help="Seconds until a login.")
+@click.pass_context
+def test(ctx: click.Context, name: str, firmware: str, deadline: float) -> None:
+    """Scan a disk, boot it under QEMU, log in strictly and check what users rely on."""
+    import images
+    from images import proving
+
+    firmwares = {"both": ("bios", "uefi"), "none": ()}.get(firmware, (firmware,))
+    with _common.progress_bars() as progress:
+        built = images.build(name, progress=progress)
+        outcomes = list(
+            proving.prove(built, firmwares=firmwares, deadline=deadline, progress=progress)
+        )
+    _common.table(
+        ("STAGE", "CHECK", "RESULT", "FOUND"),
+        [
+            (one.stage, one.claim, "ok" if one.holds else "FAILED", "" if one.holds else one.found)
+            for one in outcomes
+        ],
+    )
+    if not all(one.holds for one in outcomes):
+        ctx.exit(1)
 
 
 @image.command()

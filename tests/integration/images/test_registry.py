@@ -49,6 +49,22 @@ def test_push_to_a_real_registry(registry_, layout):
     assert len(told) == 1 + 2
 
 
+def test_documents_go_beside_the_image(registry_, layout):
+    """A registry that does not know referrers lists them under the tag that is made for that."""
+    host, ca = registry_
+    oci.attach(layout, {"application/spdx+json": b"{}"}, epoch=0)
+    registry.push(layout.path, f"{host}/kvedge/attested", ca_file=ca)
+    context = ssl.create_default_context(cafile=str(ca))
+    tag = layout.digest.replace(":", "-")
+    request = urllib.request.Request(
+        f"https://{host}/v2/kvedge/attested/manifests/{tag}", headers={"Accept": oci.INDEX}
+    )
+    with urllib.request.urlopen(request, context=context, timeout=30) as answer:
+        (listed,) = json.loads(answer.read())["manifests"]
+    raw = _get(host, ca, f"/v2/kvedge/attested/manifests/{listed['digest']}")
+    assert json.loads(raw)["subject"]["digest"] == layout.digest
+
+
 @pytest.fixture
 def registry_(registry):
     """The real registry under a name that does not hide the module."""

@@ -75,3 +75,15 @@ def test_a_damaged_layout_is_told(tmp_path):
     layout.blob(layout.digest).write_bytes(b"{}")
     with pytest.raises(errors.KvedgeError, match="cannot read image layout"):
         oci.read_layout(layout.path)
+
+
+def test_documents_are_attached_with_the_image_as_subject(tmp_path):
+    """A bill of materials is an artifact of its own that names the image, whose digest stays."""
+    layout = _disk(tmp_path, "one")
+    oci.attach(layout, {"application/spdx+json": b"{}"}, epoch=0)
+    read = oci.read_layout(layout.path)
+    assert read.digest == layout.digest
+    (descriptor,) = read.attached
+    manifest = json.loads(read.blob(descriptor["digest"]).read_bytes())
+    assert manifest["subject"]["digest"] == layout.digest
+    assert manifest["artifactType"] == "application/spdx+json"
