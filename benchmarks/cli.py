@@ -23,7 +23,7 @@ def main():
     figures["rival_virtctl_help_ms"] = _common.median_ms(
         _common.timed([virtctl, "--help"], runs=RUNS)
     )
-    if cli.load_environment() and os.path.exists(os.environ["KVEDGE_KUBECONFIG"]):
+    if cli.load_environment() and pathlib.Path(os.environ["KVEDGE_KUBECONFIG"]).exists():
         status = [kvedge, "status"]
         figures["status_ms"] = _common.median_ms(_common.timed(status, runs=RUNS))
         kubectl = [str(tools.path("kubectl")), "get", "vms,vmis,pods", "-A"]

@@ -13,11 +13,13 @@ import dataclasses
 import hashlib
 import hmac
 import re
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cloudinit import toml
 from kvedge import errors, redact
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = [
     "Agent",

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from kvedge import errors, names
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = ["File", "NetworkData", "User", "UserData", "render", "render_network"]
 

@@ -134,7 +134,7 @@ def connect(
                     target.alias,
                     username=target.user,
                     sock=sock,  # pyright: ignore[reportArgumentType]
-                    key_filename=[str(path) for path in identities] or None,
+                    key_filename=[str(path) for path in identities] or None,  # pyright: ignore[reportArgumentType] - a list is documented
                     allow_agent=not identities,
                     look_for_keys=False,
                     banner_timeout=15,

@@ -347,7 +347,7 @@ class Client:
             raise errors.RemoteError(attempt, reason="Unreachable", details=str(cause)) from cause
 
 
-class _Expired(Exception):  # noqa: N818 - never leaves this module
+class _Expired(Exception):
     """The resourceVersion is too old: list again."""
 
 

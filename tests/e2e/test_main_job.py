@@ -121,7 +121,9 @@ def test_killed_part_is_mended_and_the_guest_never_notices(demo, part):
 def test_killed_connector_adopts_what_it_finds(demo):
     """A new connector process makes no new deployment."""
     before = demo.status()["vms"][0]["deployments"]
-    listed = subprocess.run(["pgrep", "-f", "kvedge connector run"], check=False, capture_output=True, text=True)
+    listed = subprocess.run(
+        ["pgrep", "-f", "kvedge connector run"], check=False, capture_output=True, text=True
+    )
     ours = [
         pid for pid in listed.stdout.split()
         if str(demo.site) in Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace")
@@ -158,7 +160,9 @@ def test_down_leaves_nothing(demo):
     )
     assert found.stdout == ""
     assert demo.status()["vms"] == []
-    done = subprocess.run(["pgrep", "-f", f"qemu-system.*{demo.site}"], check=False, capture_output=True)
+    done = subprocess.run(
+        ["pgrep", "-f", f"qemu-system.*{demo.site}"], check=False, capture_output=True
+    )
     assert done.returncode == 1
     left = demo.kvedge("site", "down", "dev")
     assert left.returncode == 0

@@ -87,7 +87,7 @@ def test_boots_by_uefi(built, tmp_path):
     with booting.boot(built.disk, tmp_path, firmware="uefi", secrets=SECRETS) as machine:
         client = machine.login(deadline=DEADLINE)
         assert machine.run(client, "test -d /sys/firmware/efi")[0] == 0
-        code, text = machine.run(
+        _code, text = machine.run(
             client, "systemctl is-system-running --wait; systemctl --failed", timeout=DEADLINE
         )
         assert text.startswith("running"), text

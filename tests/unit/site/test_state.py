@@ -79,7 +79,13 @@ def test_env_file_can_be_sourced_from_a_folder_with_odd_characters(tmp_path: Pat
     odd = state.site_from_ports(root, "dev", PORTS, state="up", cluster_id="uid-1")
     state.write_env(odd, path_folders=[root / "bin"])
     done = processes.run(
-        ["sh", "-c", '. "$1"; printf "%s\\n" "$KUBECONFIG" "$KVEDGE_HOSTS" "$PATH"', "sh", odd.folder.env_file],
+        [
+            "sh",
+            "-c",
+            '. "$1"; printf "%s\\n" "$KUBECONFIG" "$KVEDGE_HOSTS" "$PATH"',
+            "sh",
+            odd.folder.env_file,
+        ],
         what="source",
     )
     kubeconfig, hosts, path = done.stdout.splitlines()
