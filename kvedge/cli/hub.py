@@ -133,6 +133,54 @@ def monitor_events(
     asyncio.run(follow())
 
 
+@hub.command("export")
+@click.option(
+    "--connection-file",
+    type=_FILE,
+    envvar="KVEDGE_HUB_CONNECTION_STRING_FILE",
+    required=True,
+    help="File with the service connection string.",
+)
+@click.option("--ca", type=_FILE, envvar="KVEDGE_HUB_CA_FILE", help="The hub's CA (PEM).")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+def export_state(connection_file: Path, ca: Path | None, file: Path) -> None:
+    """Write the emulator's whole state to a file (mode 0600: it holds the devices' keys)."""
+    import asyncio
+
+    from kvedge.emulator import monitoring
+
+    connection = connection_file.read_text(encoding="utf-8")
+    state = asyncio.run(monitoring.ask(connection, "GET", "state", ca=ca))
+    file.touch(mode=0o600)
+    file.chmod(0o600)
+    file.write_text(json.dumps(state, indent=1), encoding="utf-8")
+
+
+@hub.command("import")
+@click.option(
+    "--connection-file",
+    type=_FILE,
+    envvar="KVEDGE_HUB_CONNECTION_STRING_FILE",
+    required=True,
+    help="File with the service connection string.",
+)
+@click.option("--ca", type=_FILE, envvar="KVEDGE_HUB_CA_FILE", help="The hub's CA (PEM).")
+@click.argument("file", type=_FILE)
+def import_state(connection_file: Path, ca: Path | None, file: Path) -> None:
+    """Replace the emulator's whole state by an exported one."""
+    import asyncio
+
+    from kvedge.emulator import monitoring
+
+    try:
+        state = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise click.BadParameter(f"{file} is no JSON: {error}") from error
+    connection = connection_file.read_text(encoding="utf-8")
+    counts = asyncio.run(monitoring.ask(connection, "PUT", "state", ca=ca, body=state))
+    click.echo(", ".join(f"{count} {kind}" for kind, count in counts.items()))
+
+
 @hub.command()
 @click.option("--devices", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option(

@@ -11,6 +11,7 @@ import orjson
 from aiohttp import web
 
 from kvedge.emulator import (
+    archiving,
     catalogue,
     configurations,
     digitaltwins,
@@ -246,6 +247,17 @@ class Handlers:
             raise catalogue.HubError("ArgumentInvalid", "'expirySeconds' must be a number.")
         sequence = self._commands.send(device_id, payload, texts, float(expiry))
         return answer({"sequence": sequence}, status=201)
+
+    async def export_state(self, request: web.Request) -> web.Response:
+        """Return the hub's whole state, keys included."""
+        del request
+        return answer(archiving.exported(self._store))
+
+    async def import_state(self, request: web.Request) -> web.Response:
+        """Replace the hub's whole state."""
+        counts = archiving.imported(self._store, self._presence, await _json(request))
+        self._engine.configurations_changed()
+        return answer(counts)
 
     async def get_knobs(self, request: web.Request) -> web.Response:
         """Return how awkward the hub is."""

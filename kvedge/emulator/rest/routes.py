@@ -43,6 +43,7 @@ def _route(name: str, line: str, right: Right, operation: str, *, own: bool = Fa
     )
 
 
+_ALL = _READ | _WRITE | _SERVICE
 _NOBODY = Right(0)
 """The handler checks the token by itself."""
 _REGISTRATION = "/{scope}/registrations/{registration}"
@@ -108,6 +109,8 @@ ROUTES = (
         "Registration",
     ),
     _route("describe", "GET /kvedge/v1/hub", _SERVICE, "Emulator"),
+    _route("export_state", "GET /kvedge/v1/state", _ALL, "Emulator"),
+    _route("import_state", "PUT /kvedge/v1/state", _ALL, "Emulator"),
     _route("get_knobs", "GET /kvedge/v1/knobs", _SERVICE, "Emulator"),
     _route("put_knobs", "PUT /kvedge/v1/knobs", _SERVICE, "Emulator"),
     _route("send_command", "POST /kvedge/v1/devices/{device}/messages", _SERVICE, "Emulator"),

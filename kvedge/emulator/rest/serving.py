@@ -25,6 +25,7 @@ __all__ = ["EMULATOR_HEADER", "HttpsServer"]
 _LOG = logging.getLogger(__name__)
 _VERSION = re.compile(r"20\d\d-\d\d-\d\d(-preview)?")
 _BODY_BYTES = 2 * 1024 * 1024
+_STATE_BYTES = 256 * 1024 * 1024
 EMULATOR_HEADER = "x-kvedge-emulator"
 """On every answer, so that a stand-in edge runtime can refuse a real hub."""
 
@@ -57,7 +58,7 @@ class HttpsServer:
 
     async def start(self, address: str, port: int) -> int:
         """Listen and return the port."""
-        app = web.Application(client_max_size=_BODY_BYTES, middlewares=[self._around])
+        app = web.Application(client_max_size=_STATE_BYTES, middlewares=[self._around])
         for route in routes.ROUTES:
             app.router.add_route(route.method, route.path, self._serving(route))
         app.router.add_get("/$iothub/websocket", self._websocket)
@@ -90,6 +91,8 @@ class HttpsServer:
                 self._check_own(route, request, caller)
             elif route.right not in caller.rights:
                 raise catalogue.HubError("IotHubUnauthorizedAccess")
+            if route.operation != "Emulator" and (request.content_length or 0) > _BODY_BYTES:
+                raise catalogue.HubError("MessageTooLarge", "The body is too large.")
             await self._admit(route.operation)
             return await handler(request)
 

@@ -134,3 +134,26 @@ def test_a_port_in_use_is_named(start):
     assert done.returncode == 1
     assert f"cannot listen on 127.0.0.1:{port}" in done.stderr
     assert "hint:" in done.stderr
+
+
+def test_state_by_command(start, tmp_path):
+    """`kvedge hub export` writes what `kvedge hub import` reads, for the owner only."""
+    first = start()
+    first.manager().create_device_with_sas("d", "", "", "enabled")
+    saved = tmp_path / "state.json"
+
+    def command(name):
+        done = subprocess.run(
+            [sys.executable, "-m", "kvedge", "hub", name, "--connection-file",
+             str(tmp_path / "service.connection"), "--ca", str(tmp_path / "pki" / "ca.crt"),
+             str(saved)],
+            capture_output=True, text=True, check=False, timeout=30,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    command("export")
+    assert stat.S_IMODE(saved.stat().st_mode) == 0o600
+    first.manager().delete_device("d")
+    assert "1 identities" in command("import")
+    assert first.manager().get_device("d").device_id == "d"
