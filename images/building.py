@@ -27,7 +27,16 @@ if TYPE_CHECKING:
     from images.recipe import Recipe
     from kvedge.progress import Progress
 
-__all__ = ["BuiltImage", "build", "build_base", "find", "key", "plan_of", "write_tree"]
+__all__ = [
+    "BuiltImage",
+    "build",
+    "build_base",
+    "find",
+    "key",
+    "plan_of",
+    "work_folder",
+    "write_tree",
+]
 
 _HOOKS = ("container.sh", "customize.sh", "essential.sh", "layer.sh", "unpack.sh")
 _WORKSPACE = "kvedge-build-"

@@ -32,6 +32,7 @@ __all__ = [
     "read_layout",
     "write_container_disk",
     "write_image",
+    "write_layer",
 ]
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from infra.engine import Engine, Event
     from kvedge import spec
 
-__all__ = ["Outcome", "bring_up", "take_down"]
+__all__ = ["Outcome", "bring_up", "publishing_checked", "take_down"]
 
 _KINDS = (("kubevirt.io/v1", "VirtualMachine"), ("cdi.kubevirt.io/v1beta1", "DataVolume"))
 

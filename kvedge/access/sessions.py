@@ -124,6 +124,7 @@ def connect(
     import paramiko
 
     end = time.monotonic() + deadline_seconds
+    keys = [str(path) for path in identities]
     while True:
         with contextlib.ExitStack() as stack:
             try:
@@ -134,7 +135,7 @@ def connect(
                     target.alias,
                     username=target.user,
                     sock=sock,  # pyright: ignore[reportArgumentType]
-                    key_filename=[str(path) for path in identities] or None,  # pyright: ignore[reportArgumentType] - a list is documented
+                    key_filename=keys or None,  # pyright: ignore[reportArgumentType] - a list is documented
                     allow_agent=not identities,
                     look_for_keys=False,
                     banner_timeout=15,

@@ -11,6 +11,8 @@ import click
 from kvedge import errors
 from kvedge.redact import Secret, redacted
 
+__all__ = ["connector"]
+
 _POD = ("VKUBELET_POD_IP", "POD_IP")
 
 

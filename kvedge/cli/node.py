@@ -10,6 +10,8 @@ import click
 
 from kvedge import errors
 
+__all__ = ["node"]
+
 
 @click.group()
 def node() -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from kvedge.iothub import Hub
     from kvedge.wire import Configuration
 
-__all__ = ["Ledger", "slot_for"]
+__all__ = ["Ledger", "slot_for", "workload_of"]
 
 _log = logging.getLogger(__name__)
 _SLOTS = 1000

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from kvedge.edge.revision import Inputs
 
 __all__ = [
+    "ContainerSettings",
     "RuntimeImages",
     "container_settings",
     "full_content",

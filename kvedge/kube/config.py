@@ -61,10 +61,8 @@ def load_config(kubeconfig: Path | None = None, context: str | None = None) -> C
         else:
             kubeconfig = Path.home() / ".kube" / "config"
     try:
-        document = yaml.load(
-            kubeconfig.read_text(encoding="utf-8"),
-            Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader),
-        )
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        document = yaml.load(kubeconfig.read_text("utf-8"), loader)  # noqa: S506 - a safe one
     except OSError as cause:
         raise errors.KvedgeError(
             f"cannot read kubeconfig {str(kubeconfig)!r}: {cause.strerror or cause}",

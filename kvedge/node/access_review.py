@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from kvedge.kube import Client
 
-__all__ = ["Reviewer", "Verdict"]
+__all__ = ["Reviewer", "User", "Verdict"]
 
 _TOKEN_SECONDS = 120.0
 _ALLOW_SECONDS = 300.0

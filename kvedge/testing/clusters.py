@@ -109,7 +109,7 @@ def running_cluster(folder: Path, options: Sequence[str] = ()) -> Iterator[Clust
         _await_ready(url, token, started, log)
         kubeconfig = folder / "kubeconfig"
         kubeconfig.write_text(_KUBECONFIG.format(url=url, token=token))
-        pids = dict(zip(("etcd", "kube-apiserver"), (p.pid for p in started), strict=True))
+        pids = {"etcd": started[0].pid, "kube-apiserver": started[1].pid}
         yield Cluster(url=url, kubeconfig=kubeconfig, log=log, pids=pids)
     finally:
         # Without etcd the API server lingers, so it goes first.

@@ -54,7 +54,7 @@ def test_extra_lists_are_appended():
 def test_conflicts_are_refused():
     """A fragment that says otherwise than a typed field is an error, not a silent winner."""
     data = dataclasses.replace(FULL, extra={"hostname": "other"})
-    with pytest.raises(errors.SpecError, match="extra.hostname"):
+    with pytest.raises(errors.SpecError, match=r"extra\.hostname"):
         cloudinit.render(data)
 
 

@@ -113,7 +113,7 @@ def test_members_come_out_as_they_went_in(files: dict[str, bytes]):
     members = [roottree.file(name, data) for name, data in files.items()]
     roottree.merge(io.BytesIO(), out, members=members, amend={}, epoch=0)
     out.seek(0)
-    tree = tarfile.open(fileobj=out)
+    tree = tarfile.open(fileobj=out)  # noqa: SIM115 - in memory
     assert {
         one.name.removeprefix("./"): tree.extractfile(one).read() for one in tree if one.isfile()
     } == files
