@@ -122,7 +122,7 @@ def network_data(environment: spec.Environment, vm: spec.Vm) -> str:
 
 
 def config_toml(environment: spec.Environment, vm: spec.Vm, connection_string: str) -> str:
-    """Return /etc/aziot/config.toml (aziot-edge 1.5: super_config.rs) for manual provisioning."""
+    """Return /etc/aziot/config.toml (aziot-edge 1.6: super_config.rs) for manual provisioning."""
     lines = [f"hostname = {_quoted(host_name(environment, vm))}"]
     if environment.hub.ca_file:
         lines.append(f"trust_bundle_cert = {_quoted(f'file://{TRUSTED_CA}')}")

@@ -115,8 +115,8 @@ class Vm:
 class EdgeRuntime:
     """Images of the system modules, for the hub's base deployment and the devices' first start."""
 
-    agent_image: str = "mcr.microsoft.com/azureiotedge-agent:1.5"
-    hub_image: str = "mcr.microsoft.com/azureiotedge-hub:1.5"
+    agent_image: str = "mcr.microsoft.com/azureiotedge-agent:1.6"
+    hub_image: str = "mcr.microsoft.com/azureiotedge-hub:1.6"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

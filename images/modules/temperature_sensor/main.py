@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 _DEFAULT_SECONDS: Final = 5.0
 _START_CELSIUS: Final = 21.0
+_RETRY_SECONDS: Final = 3.0
+"""After a restart of the VM the edge hub may serve later than its modules start."""
 _VENDOR: Final = Path(__file__).with_name("vendor")
 
 
@@ -79,10 +81,8 @@ class Sensor:
         """Send readings until stopped."""
         from azure.iot.device import Message
 
-        self._client.connect()
-        self._client.on_twin_desired_properties_patch_received = self._desired
-        self._client.on_method_request_received = self._method
-        self._desired(self._client.get_twin().get("desired") or {})
+        while not self._stop.is_set() and not self._begin():
+            self._stop.wait(_RETRY_SECONDS)
         while not self._stop.is_set():
             message = Message(json.dumps(self._machine.reading()))
             message.content_type = "application/json"
@@ -91,6 +91,20 @@ class Sensor:
             self._sent += 1
             print(f"sent reading {self._sent}: {message.data}", flush=True)
             self._stop.wait(self._seconds)
+
+    def _begin(self) -> bool:
+        """Connect and take the twin; False if the edge hub does not serve yet."""
+        from azure.iot.device.exceptions import ClientError
+
+        try:
+            self._client.connect()
+            self._client.on_twin_desired_properties_patch_received = self._desired
+            self._client.on_method_request_received = self._method
+            self._desired(self._client.get_twin().get("desired") or {})
+        except ClientError as error:
+            print(f"sensor: {error or type(error).__name__}; trying again", flush=True)
+            return False
+        return True
 
     def _desired(self, desired: dict[str, Any]) -> None:
         if "intervalSeconds" in desired or "$version" in desired:
