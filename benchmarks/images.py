@@ -34,17 +34,10 @@ def _clock(work):
 def _step_times(plan, store):
     """Build step by step; return the wall time of each kind and layer."""
     from images import building
-    from kvedge.progress import silent
 
     times = {}
     for step in plan.steps:
-        works = {
-            "root": lambda folder, s=step: building._root(plan, s, silent, folder),
-            "layer": lambda folder, s=step: building._layer(plan, s, store, silent, folder),
-            "disk": lambda folder, s=step: building._disk(plan, s, store, silent, folder),
-            "oci": lambda folder, s=step: building._oci(plan, s, store, folder),
-        }
-        times[step.name], _ = _clock(lambda s=step, w=works: store.make(s.key, w[s.kind]))
+        times[step.name], _ = _clock(lambda s=step: building.make_step(plan, s, store))
     return times
 
 
@@ -54,14 +47,10 @@ def _extra_package(recipe, store):
 
     from images import building
     from images import recipe as recipes
-    from kvedge.progress import silent
 
     layers = (recipe.layers[0], recipes.Layer(name="extra", packages=("jq",)))
     plan = building.plan_of(dataclasses.replace(recipe, layers=layers))
-    step = plan.steps[1]
-    return _clock(
-        lambda: store.make(step.key, lambda f: building._layer(plan, step, store, silent, f))
-    )[0]
+    return _clock(lambda: building.make_step(plan, plan.steps[1], store))[0]
 
 
 def _raw_disk(plan, store, folder):
@@ -69,7 +58,7 @@ def _raw_disk(plan, store, folder):
     from images import building, disk
 
     tree = store.find(plan.steps[-2].below).path / "root.tar"
-    return _clock(lambda: disk.make_raw(tree, folder / "disk.raw", building._disk_plan(plan)))[0]
+    return _clock(lambda: disk.make_raw(tree, folder / "disk.raw", building.disk_plan(plan)))[0]
 
 
 def _base_disk(recipe, store, folder):
@@ -81,7 +70,7 @@ def _base_disk(recipe, store, folder):
     plan = building.plan_of(dataclasses.replace(recipe, layers=recipe.layers[:1]))
     tree = store.find(plan.steps[0].key).path / "root.tar"
     raw = folder / "base.raw"
-    disk.make_raw(tree, raw, building._disk_plan(plan))
+    disk.make_raw(tree, raw, building.disk_plan(plan))
     disk.make_qcow2(raw, folder / "base.qcow2")
     return (folder / "base.qcow2").stat().st_size
 

@@ -20,6 +20,7 @@ from cloudinit.edge_config import (
     derived_key,
     render_edge_config,
 )
+from cloudinit.parsing import parse_user_data
 from cloudinit.rendering import File, NetworkData, User, UserData, render, render_network
 from cloudinit.seeding import iso, seed
 
@@ -40,6 +41,7 @@ __all__ = [
     "derived_key",
     "iso",
     "lint",
+    "parse_user_data",
     "render",
     "render_edge_config",
     "render_network",

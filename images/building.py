@@ -31,8 +31,10 @@ __all__ = [
     "BuiltImage",
     "build",
     "build_base",
+    "disk_plan",
     "find",
     "key",
+    "make_step",
     "plan_of",
     "work_folder",
     "write_tree",
@@ -87,17 +89,24 @@ def build(
         return found
     tools.ensure(["mke2fs"], progress=progress)
     for step in plan.steps:
-        works: dict[str, Callable[[Path], dict[str, Any]]] = {
-            "root": functools.partial(_root, plan, step, progress),
-            "layer": functools.partial(_layer, plan, step, store, progress),
-            "disk": functools.partial(_disk, plan, step, store, progress),
-            "oci": functools.partial(_oci, plan, step, store),
-        }
-        store.make(step.key, works[step.kind])
+        make_step(plan, step, store, progress=progress)
     built = _found(plan, store)
     if built is None:
         raise errors.KvedgeError(f"image {recipe_name!r} vanished from the cache")
     return built
+
+
+def make_step(
+    plan: planning.Plan, step: planning.Step, store: cache.Store, *, progress: Progress = silent
+) -> cache.Entry:
+    """Make one step of a plan, or find it made; the step below must be there."""
+    works: dict[str, Callable[[Path], dict[str, Any]]] = {
+        "root": functools.partial(_root, plan, step, progress),
+        "layer": functools.partial(_layer, plan, step, store, progress),
+        "disk": functools.partial(_disk, plan, step, store, progress),
+        "oci": functools.partial(_oci, plan, step, store),
+    }
+    return store.make(step.key, works[step.kind])
 
 
 def build_base(
@@ -106,8 +115,7 @@ def build_base(
     """Build the first layer of a recipe, a tar of a root file system, or find it built."""
     store = store or cache.default_store()
     plan = plan_of(recipes.load(recipe_name))
-    step = plan.steps[0]
-    return store.make(step.key, functools.partial(_root, plan, step, progress))
+    return make_step(plan, plan.steps[0], store, progress=progress)
 
 
 def plan_of(recipe: Recipe) -> planning.Plan:
@@ -210,7 +218,7 @@ def _disk(
     tree = _below(store, step) / "root.tar"
     total = tree.stat().st_size
     task = f"image {plan.recipe.name}: disk"
-    parts = _disk_plan(plan)
+    parts = disk_plan(plan)
     raw = folder / "disk.raw"
     disk.make_raw(
         tree, raw, parts, on_bytes=lambda done: progress(task, done * 0.6, total, "file system")
@@ -222,7 +230,8 @@ def _disk(
     return {"virtual_mib": plan.recipe.disk_mib}
 
 
-def _disk_plan(plan: planning.Plan) -> disk.DiskPlan:
+def disk_plan(plan: planning.Plan) -> disk.DiskPlan:
+    """Return what a plan's disk is made of beside the tree of packages."""
     return disk.DiskPlan(
         recipe=plan.recipe,
         identity=plan.identity,
@@ -243,7 +252,7 @@ def write_tree(recipe_name: str, sink: IO[bytes], *, store: cache.Store | None =
         raise errors.KvedgeError(
             f"image {recipe_name!r} is not built", hint=f"kvedge image build {recipe_name}"
         )
-    disk.write_tree(entry.path / "root.tar", _disk_plan(plan), sink)
+    disk.write_tree(entry.path / "root.tar", disk_plan(plan), sink)
 
 
 def _oci(

@@ -25,6 +25,7 @@ _COMMANDS = {
     "site": ("kvedge.cli.site:site", "Run a complete site on this machine."),
     "tools": ("kvedge.cli.tools:tools", "Find or build the programs that kvedge drives."),
     "image": ("kvedge.cli.image:image", "Build, push and look into disk images."),
+    "cloudinit": ("kvedge.cli.cloudinit:cloudinit", "Print and check first-boot data."),
     "hub": ("kvedge.cli.hub:hub", "Run the IoT Hub emulator and look into a hub."),
     "connector": ("kvedge.cli.connector:connector", "Run the IoT Edge connector."),
     "node": ("kvedge.cli.node:node", "Run a virtual node on another provider of pods."),

@@ -102,3 +102,36 @@ def test_bad_networks_are_refused(data):
     """A wrong address and a gateway without addresses are told."""
     with pytest.raises(errors.SpecError):
         cloudinit.render_network(data)
+
+
+def test_parses_what_people_write():
+    """A YAML file gives the same data as the types."""
+    text = """
+        hostname: edge-1
+        users: [{name: ops, authorized_keys: [ssh-ed25519 AAAA], groups: [docker], sudo: true}]
+        files: [{path: /a, content: b, mode: "0600"}]
+        commands: [[systemctl, restart, x]]
+        extra: {swap: {filename: /swap}}
+    """
+    assert cloudinit.parse_user_data(text) == cloudinit.UserData(
+        hostname="edge-1",
+        users=(
+            cloudinit.User(
+                name="ops", authorized_keys=("ssh-ed25519 AAAA",), groups=("docker",), sudo=True
+            ),
+        ),
+        files=(cloudinit.File(path="/a", content="b", mode="0600"),),
+        commands=(("systemctl", "restart", "x"),),
+        extra={"swap": {"filename": "/swap"}},
+    )
+
+
+def test_parsing_tells_all_mistakes_at_once():
+    """Unknown, missing and mistyped fields are told together."""
+    text = "users: [{nam: x, sudo: 1}]\nfiles: {}\ncommands: [ls]\npackages: [1]\ncolour: red\n"
+    with pytest.raises(errors.SpecError) as caught:
+        cloudinit.parse_user_data(text)
+    assert {problem.path for problem in caught.value.problems} == {
+        "users[0].nam", "users[0].sudo", "users[0].name", "files", "commands", "packages",
+        "colour", "hostname",
+    }  # fmt: skip

@@ -1,0 +1,60 @@
+"""`kvedge cloudinit`: print and check first-boot data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+__all__ = ["cloudinit"]
+
+_file_argument = click.argument(
+    "file", type=click.Path(path_type=Path, exists=True, dir_okay=False)
+)
+
+
+@click.group()
+def cloudinit() -> None:
+    """Print and check first-boot data."""
+
+
+@cloudinit.command()
+@_file_argument
+def render(file: Path) -> None:
+    """Print the #cloud-config of a YAML FILE with hostname, users, files, packages and so on.
+
+    The fields are those of the reference of first-boot data; `extra` holds a fragment of your own.
+    """
+    import cloudinit as printing
+
+    click.echo(
+        printing.render(printing.parse_user_data(file.read_text(encoding="utf-8"))), nl=False
+    )
+
+
+@cloudinit.command()
+@_file_argument
+@click.option(
+    "--image",
+    "image_name",
+    default="debian-12-edge",
+    show_default=True,
+    help="Check against the schema of this image's own cloud-init; it must be built.",
+)
+@click.option("--inline", is_flag=True, help="It will stand in the VM's spec, not in a Secret.")
+@click.option("--lint-only", is_flag=True, help="Ask no image for its schema.")
+def check(file: Path, image_name: str, inline: bool, lint_only: bool) -> None:
+    """Check user data: the guest's schema, and traps beyond it."""
+    import cloudinit as printing
+    from kvedge import errors
+
+    text = file.read_text(encoding="utf-8")
+    problems = printing.lint(text, inline=inline)
+    if not lint_only:
+        from images import inspecting
+
+        schema = inspecting.schema(image_name)
+        problems += [one for one in printing.validate(text, schema) if one not in problems]
+    if problems:
+        raise errors.SpecError(str(file), problems)
+    click.echo(f"{file}: fine")
