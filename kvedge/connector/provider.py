@@ -216,6 +216,10 @@ class IotEdgeProvider:
                 _log.warning("hub %s: %s", self._hub.host, error)
                 if self._failures == _STALE_POLLS:
                     self._report_all()
+            except Exception:  # noqa: BLE001 - polling must go on whatever a hub answers
+                self._failures += 1
+                self._trouble = "the hub's answer was not understood"
+                _log.exception("hub %s", self._hub.host)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._pace()):
                     await self._poll_now.wait()

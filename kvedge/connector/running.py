@@ -93,5 +93,9 @@ async def run(options: ConnectorOptions) -> None:
 
 async def _cluster_id(config: kube.Config) -> str:
     async with kube.Client(config) as client:
-        found = await client.get("/api/v1/namespaces/kube-system")
+        try:
+            found = await client.get("/api/v1/namespaces/kube-system")
+        except errors.Unauthorized as error:
+            error.hint = "give the cluster's id in KVEDGE_CLUSTER_ID, or the right to read it"
+            raise
     return found["metadata"]["uid"]

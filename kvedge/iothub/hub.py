@@ -8,13 +8,13 @@ synchronous, so it runs on a small pool of threads; each thread keeps its connec
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import functools
 from typing import TYPE_CHECKING, Any, Self
 
 from kvedge import errors
 from kvedge.iothub import failing, sdk
 from kvedge.iothub.budget import Budget, Lane
+from kvedge.iothub.threads import Threads
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
@@ -50,7 +50,7 @@ class Hub:
         self._connect = functools.partial(sdk.connect, connection_string, ca_file)
         self._protocol: Any = None
         self._opening = asyncio.Lock()
-        self._pool = concurrent.futures.ThreadPoolExecutor(threads, f"hub-{self.host}")
+        self._threads = Threads(threads, f"hub-{self.host}")
 
     @classmethod
     def from_connection_string(
@@ -82,7 +82,7 @@ class Hub:
     async def aclose(self) -> None:
         """Close connections and threads; running requests are not waited for."""
         protocol, self._protocol = self._protocol, None
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._threads.close()
         if protocol is not None:
             protocol.__exit__(None, None, None)
 
@@ -409,13 +409,12 @@ class Hub:
         raise AssertionError
 
     async def _once(self, what: str, send: Callable[[Any], Any]) -> Any:
-        loop = asyncio.get_running_loop()
         async with self._opening:
             if self._protocol is None:
-                protocol = await loop.run_in_executor(self._pool, self._connect)
+                protocol = await self._threads.run(self._connect)
                 protocol.__enter__()  # keeps each thread's connection open
                 self._protocol = protocol
-        return await loop.run_in_executor(self._pool, _run, what, send, self._protocol)
+        return await self._threads.run(functools.partial(_run, what, send, self._protocol))
 
 
 def _run(what: str, send: Callable[[Any], Any], protocol: Any) -> Any:

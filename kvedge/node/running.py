@@ -59,7 +59,7 @@ class VirtualNode:
         linger_seconds: float = 0.0,
         leader_namespace: str = "",
     ) -> None:
-        self._config, self.spec, self._provider = config, spec, provider
+        self._config, self.spec, self.provider = config, spec, provider
         self._serving = serving
         self._linger = linger_seconds
         self._leader_namespace = leader_namespace
@@ -110,19 +110,19 @@ class VirtualNode:
             engine = self.engine = PodEngine(
                 client=client,
                 node=self.spec,
-                provider=self._provider,
+                provider=self.provider,
                 tasks=tasks,
                 linger_seconds=self._linger,
             )
             if self.api is not None:
                 self.api.engine = engine
-            await self._provider.start(engine)
+            await self.provider.start(engine)
             ends = {
                 tasks.spawn(engine.run(), "pods"),
                 tasks.spawn(stop.wait(), "stop"),
                 self._watch_serving(tasks),
             }
-            keeper = NodeKeeper(client, self.spec, self._provider.health)
+            keeper = NodeKeeper(client, self.spec, self.provider.health)
             await self._first_pods(engine)
             ends.add(tasks.spawn(keeper.run(), "node"))
             if election is not None:
@@ -140,7 +140,7 @@ class VirtualNode:
                         await engine.events.flush()
                         if election is None:
                             await keeper.shut_down()
-            await self._provider.stop()
+            await self.provider.stop()
             return stop.is_set()
 
     async def _first_pods(self, engine: PodEngine) -> None:
@@ -180,7 +180,7 @@ class VirtualNode:
         )
         api = KubeletApi(
             self.spec,
-            self._provider,
+            self.provider,
             Reviewer(client, self.spec.name),
             ready=lambda: self._started,
             unsafe_anonymous_reads=serving.unsafe_anonymous_reads,

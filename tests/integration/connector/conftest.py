@@ -10,7 +10,7 @@ import pytest
 
 from kvedge import iothub, kube
 from kvedge.connector import IotEdgeProvider, Settings
-from kvedge.emulator import simulation
+from kvedge.emulator import Knobs, simulation
 from kvedge.node import NodeSpec, running
 from kvedge.redact import Secret
 from kvedge.testing.clusters import cluster  # noqa: F401 - a fixture
@@ -127,6 +127,19 @@ def start_connector(cluster, service):  # noqa: F811
                 await task
 
     return start
+
+
+@pytest.fixture
+def knobs(hub):  # noqa: F811
+    """Return what makes the hub awkward, or with no argument kind again."""
+
+    def turn(**settings):
+        async def inside():
+            hub.emulator.turn(Knobs(**settings))
+
+        hub.run(inside())
+
+    return turn
 
 
 @pytest.fixture

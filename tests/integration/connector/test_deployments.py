@@ -8,6 +8,7 @@ import pytest
 
 from kvedge import errors
 from kvedge.connector.ledger import workload_of
+from kvedge.node.provider import LogOptions
 
 pytestmark = pytest.mark.timeout(240)
 SITE = "tags.site='lille'"
@@ -273,3 +274,87 @@ async def test_failing_revisions_do_not_pile_up(world, devices, start_connector)
         simulation.devices["sim-1"].clear_overrides()
         await world.await_own(1)
         await world.await_ready("a")
+
+
+async def test_hub_outage_removes_nothing(world, devices, start_connector, knobs):
+    """While the hub is away nothing is taken from devices; pods say what is not known."""
+    async with devices(1, tags={"site": "lille"}) as simulation, start_connector("outage"):
+        await world.client.post(world.path, pod("a", "outage"))
+        await world.await_ready("a")
+        knobs(fail_status=503, fail_count=-1)
+
+        async def unknown():
+            conditions = (await world.get("a"))["status"]["conditions"]
+            return any(
+                c["type"] == "kvedge.io/Deployment" and c["status"] == "Unknown" for c in conditions
+            )
+
+        await world.until(unknown)
+        node = await world.client.get("/api/v1/nodes/outage")
+        states = {c["type"]: c["status"] for c in node["status"]["conditions"]}
+        assert (states["Ready"], states["HubReachable"]) == ("True", "False")
+        # A pod that is made or deleted meanwhile is seen to when the hub is back.
+        await world.client.post(world.path, pod("b", "outage"))
+        await world.client.delete(f"{world.path}/a")
+        knobs()
+        await world.await_ready("b")
+        await world.await_gone("a")
+        assert [workload_of(d)[1] for d in await world.own()] == ["b"]
+        assert simulation.devices["sim-1"].reported["modules"].keys() == {"b-main"}
+
+
+async def test_throttled_hub_loses_nothing(world, devices, start_connector, knobs):
+    """Pods that meet refusals are placed in the end, each exactly once."""
+    async with devices(1, tags={"site": "lille"}), start_connector("throttled"):
+        knobs(fail_status=429, fail_count=12)
+        for number in range(6):
+            await world.client.post(world.path, pod(f"p{number}", "throttled"))
+        for number in range(6):
+            await world.await_ready(f"p{number}")
+        assert sorted(workload_of(d)[1] for d in await world.own()) == [f"p{n}" for n in range(6)]
+        priorities = [d["priority"] for d in await world.own()]
+        assert len(set(priorities)) == 6
+
+
+async def test_logs_of_several_devices(world, devices, start_connector):
+    """Logs come through the edge agents, with the device's name before each line."""
+    async with devices(2, tags={"site": "lille"}), start_connector("logs") as node:
+        await world.client.post(world.path, pod("a", "logs"))
+        await world.await_ready("a")
+        options = LogOptions(tail=2)
+        stream = node.provider.logs(await world.get("a"), "main", options)
+        text = b"".join([piece async for piece in stream]).decode()
+        assert text.splitlines() == [
+            f"[sim-{device}] a-main of sim-{device}: line {line}"
+            for device in (1, 2)
+            for line in (9, 10)
+        ]
+        with pytest.raises(errors.Unsupported):
+            [
+                piece
+                async for piece in node.provider.logs(
+                    await world.get("a"), "main", LogOptions(previous=True)
+                )
+            ]
+
+
+async def test_legacy_pod_gets_its_full_deployment(world, devices, start_connector):
+    """The predecessor's annotations and ConfigMaps make a full deployment that follows them."""
+    notes = {"isEdgeDeployment": "true", "targetCondition": SITE, "priority": "15"}
+    configs = f"/api/v1/namespaces/{world.namespace}/configmaps"
+    settings = {"metadata": {"name": "main"}, "data": {"restartPolicy": "always"}}
+    await world.client.post(configs, settings)
+    legacy = pod("a", "legacy")
+    legacy["metadata"]["annotations"] = notes
+    async with devices(1, tags={"site": "lille"}) as simulation, start_connector("legacy"):
+        await world.client.post(world.path, legacy)
+        await world.await_ready("a")
+        (made,) = await world.own()
+        desired = made["content"]["modulesContent"]["$edgeAgent"]["properties.desired"]
+        assert desired["modules"]["main"]["restartPolicy"] == "always"
+        assert made["priority"] // 1000 == 15
+        await world.client.patch(f"{configs}/main", {"data": {"status": "stopped"}})
+        device = simulation.devices["sim-1"]
+        await world.until(
+            lambda: device.reported["modules"].get("main", {}).get("runtimeStatus") == "stopped"
+        )
