@@ -15,14 +15,14 @@ import tempfile
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from images import attesting, cache, content, disk, oci, scanning, sources
+from images import attesting, cache, content, disk, locking, oci, scanning, sources
 from images import plan as planning
 from images import recipe as recipes
 from kvedge import errors, processes, tools
 from kvedge.progress import silent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from images.recipe import Recipe
     from kvedge.progress import Progress
@@ -36,6 +36,7 @@ __all__ = [
     "key",
     "make_step",
     "plan_of",
+    "stale",
     "work_folder",
     "write_tree",
 ]
@@ -277,7 +278,21 @@ def _oci(
         attesting.IN_TOTO: attesting.provenance(plan, packages, digest=layout.digest),
     }
     oci.attach(layout, documents, epoch=plan.recipe.epoch)
-    return {"digest": layout.digest, "name": plan.recipe.name}
+    return {
+        "digest": layout.digest,
+        "name": plan.recipe.name,
+        "stale": [dataclasses.asdict(one) for one in stale(plan.recipe, packages)],
+    }
+
+
+def stale(recipe: Recipe, packages: Sequence[scanning.Package]) -> list[locking.Change]:
+    """Return how an image's packages differ from its recipe's lock; kvedge's own do not count."""
+    if recipe.lock is None:
+        return []
+    own = {"aziot-edge"}
+    found = {one.name: one.version for one in packages if one.name not in own}
+    locked = {name: version for name, version in recipe.lock.packages if name not in own}
+    return locking.compare(locked, found)
 
 
 def _tree_below(plan: planning.Plan, store: cache.Store) -> Path:
@@ -367,6 +382,16 @@ def _mmdebstrap(
             seen += 1
             progress(task, seen, None, line.removeprefix("I: ")[:60])
 
+    locked = []
+    if recipe.lock:
+        preferences = work / "kvedge-lock.pref"
+        preferences.write_text(locking.preferences(recipe.lock))
+        preferences.chmod(0o644)
+        place = "etc/apt/preferences.d/kvedge-lock.pref"
+        locked = [
+            f'--setup-hook=mkdir -p "$1/etc/apt/preferences.d"; cp {preferences} "$1/{place}"',
+            f'--customize-hook=rm -f "$1/{place}"',
+        ]
     options = ['Acquire::Languages "none"', 'APT::Install-Recommends "false"']
     argv = [
         "mmdebstrap",
@@ -375,6 +400,7 @@ def _mmdebstrap(
         f"--architectures={recipe.arch}",
         "--format=tar",
         *(f"--aptopt={one}" for one in [*options, *sources.apt_options()]),
+        *locked,
         *extra,
         "",
         str(out),

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from images import building, cache, containers, oci, recipe, scanning
+from images import building, cache, containers, locking, oci, recipe, scanning
 from kvedge import errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["inspect", "overview", "scan", "schema"]
+__all__ = ["inspect", "overview", "packages_of", "scan", "schema"]
 
 
 def _keys() -> dict[str, tuple[str, Callable[[], str]]]:
@@ -54,6 +55,8 @@ def inspect(name: str) -> dict[str, Any]:
         KvedgeError: it is not built.
     """
     known = _keys()
+    if name.endswith(".toml"):
+        known[name] = ("disk", lambda: building.key(name))
     if name not in known:
         raise errors.SpecError(
             "image",
@@ -101,17 +104,36 @@ def scan(recipe_name: str) -> list[errors.Problem]:
         return scanning.scan(file)
 
 
-def schema(recipe_name: str) -> dict[str, Any]:
-    """Return the cloud-config schema of a built disk's own cloud-init.
+def packages_of(source: str) -> dict[str, str]:
+    """Return versions by package: of a lock file (`….lock`) or of a built disk.
 
     Raises:
-        KvedgeError: it is not built, or has no cloud-init.
+        KvedgeError: the image is not built, or there is no such file.
     """
+    if source.endswith(".lock"):
+        lock = locking.read(Path(source))
+        if lock is None:
+            raise errors.KvedgeError(f"lock {source!r} not found", hint="kvedge image lock")
+        return dict(lock.packages)
+    with _tree(source).open("rb") as stream:
+        return {one.name: one.version for one in scanning.packages(stream)}
+
+
+def _tree(recipe_name: str) -> Path:
     plan = building.plan_of(recipe.load(recipe_name))
     entry = cache.default_store().find(plan.steps[-2].below)
     if entry is None:
         raise errors.KvedgeError(
             f"image {recipe_name!r} is not built", hint=f"kvedge image build {recipe_name}"
         )
-    with (entry.path / "root.tar").open("rb") as stream:
+    return entry.path / "root.tar"
+
+
+def schema(recipe_name: str) -> dict[str, Any]:
+    """Return the cloud-config schema of a built disk's own cloud-init.
+
+    Raises:
+        KvedgeError: it is not built, or has no cloud-init.
+    """
+    with _tree(recipe_name).open("rb") as stream:
         return scanning.guest_schema(stream)

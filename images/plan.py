@@ -82,6 +82,8 @@ def plan(recipe: Recipe, assets: Assets) -> Plan:
         "revision": recipe.revision,
         "suites": recipe.apt.suites,
         "components": recipe.apt.components,
+        # Left out without a lock, so that a lock file alone decides about its keys.
+        **({"lock": recipe.lock.packages} if recipe.lock else {}),
     }
     below = ""
     for layer in recipe.layers:

@@ -12,12 +12,11 @@ import importlib.resources
 import re
 import tomllib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
+from images import locking
 from kvedge import errors
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 __all__ = ["Apt", "Boot", "Content", "Layer", "Recipe", "User", "load", "names", "parse"]
 
@@ -111,6 +110,8 @@ class Recipe:
     users: tuple[User, ...] = ()
     content: Content = Content()
     boot: Boot = Boot()
+    lock: locking.Lock | None = None
+    """Versions of the lock file beside the recipe, if there is one."""
 
 
 def names() -> tuple[str, ...]:
@@ -121,7 +122,12 @@ def names() -> tuple[str, ...]:
 
 
 def load(name: str, *, folder: Path | None = None) -> Recipe:
-    """Read a recipe by name, from a folder or else from the shipped ones."""
+    """Read a recipe, and the lock beside it: by name, from a folder or else from the shipped ones.
+
+    A name that ends in `.toml` is a path of a recipe of one's own.
+    """
+    if name.endswith(".toml"):
+        folder, name = Path(name).parent, Path(name).stem
     source = folder or importlib.resources.files("images") / "recipes"
     if not _NAME.fullmatch(name) or not (file := source / f"{name}.toml").is_file():
         raise errors.SpecError(
@@ -132,7 +138,8 @@ def load(name: str, *, folder: Path | None = None) -> Recipe:
                 )
             ],
         )
-    return parse(file.read_text(encoding="utf-8"), subject=f"recipe {name!r}")
+    recipe = parse(file.read_text(encoding="utf-8"), subject=f"recipe {name!r}")
+    return dataclasses.replace(recipe, lock=locking.read(Path(str(source / f"{name}.lock"))))
 
 
 def parse(text: str, *, subject: str = "recipe") -> Recipe:

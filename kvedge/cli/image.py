@@ -138,6 +138,47 @@ def check(name: str) -> None:
     click.echo(f"image {name!r}: nothing found that must not be there")
 
 
+@image.command()
+@_name_argument
+@click.option("--fresh", is_flag=True, help="Ask the archive for today's versions first.")
+def lock(name: str, fresh: bool) -> None:
+    """Write the versions of a disk's packages into a lock file beside its recipe.
+
+    Without --fresh the versions are those of the image as it is built now.
+    """
+    from images import relocking
+
+    with _common.progress_bars() as progress:
+        file, changes = relocking.relock(name, fresh=fresh, progress=progress)
+    _common.table(
+        ("PACKAGE", "BEFORE", "AFTER"),
+        [(one.package, one.before, one.after) for one in changes],
+        empty="nothing changed",
+    )
+    click.echo(f"wrote {file}")
+
+
+@image.command()
+@click.argument("before")
+@click.argument("after")
+@_common.output_option
+def diff(before: str, after: str, output: str) -> None:
+    """Show which package versions differ between two lock files or built disks."""
+    import dataclasses
+
+    from images import inspecting, locking
+
+    changes = locking.compare(inspecting.packages_of(before), inspecting.packages_of(after))
+    if output == "json":
+        _common.emit([dataclasses.asdict(one) for one in changes])
+        return
+    _common.table(
+        ("PACKAGE", "BEFORE", "AFTER"),
+        [(one.package, one.before, one.after) for one in changes],
+        empty="no difference",
+    )
+
+
 @image.command("test")
 @_name_argument
 @click.option(
