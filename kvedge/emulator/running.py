@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 import signal
 import tempfile
 from pathlib import Path
@@ -25,8 +26,16 @@ def main(serving: Coroutine[Any, Any, None]) -> None:
     """
     import uvloop
 
+    _allow_files()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serving)
+
+
+def _allow_files() -> None:
+    """Allow as many open files as the system lets us: each device is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 65536), hard))
 
 
 async def run(
