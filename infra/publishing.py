@@ -116,8 +116,10 @@ class _Images:
         return reference.rpartition("@")[2]
 
     def remove(self, wanted: Wanted, registry: spec.Registry, digest: str) -> None:
-        name = digest or tag(wanted)
-        _delete_manifest(registry, wanted.repository, name)
+        digest = _delete_manifest(registry, wanted.repository, digest or tag(wanted))
+        if digest:
+            # What refers to the image (its bill of materials) is tagged by the image's digest.
+            _delete_manifest(registry, wanted.repository, digest.replace(":", "-"))
 
 
 def tag(wanted: Wanted) -> str:
@@ -136,13 +138,14 @@ def check_registry(registry: spec.Registry) -> None:
     _request(registry, "GET", "/v2/")
 
 
-def _delete_manifest(registry: spec.Registry, repository: str, name: str) -> None:
-    """Remove a manifest by tag or digest; gone already is fine."""
+def _delete_manifest(registry: spec.Registry, repository: str, name: str) -> str:
+    """Remove a manifest by tag or digest and return its digest; gone already is fine."""
     path = f"/v2/{repository}/manifests/"
     if not name.startswith("sha256:"):
         name = _request(registry, "HEAD", path + name)
     if name:
         _request(registry, "DELETE", path + name)
+    return name
 
 
 def _request(registry: spec.Registry, method: str, path: str) -> str:
