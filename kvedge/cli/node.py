@@ -136,7 +136,7 @@ def run(
             config=config,
             spec=NodeSpec(
                 name=name,
-                address=address,
+                address=address or "127.0.0.1",
                 port=port,
                 provider="mock",
                 capacity=mock.load_capacity(provider_config, name),
@@ -145,6 +145,7 @@ def run(
             ),
             provider=mock.MockProvider(latency_seconds=latency),
             serving=running.Serving(
+                listen=address or "0.0.0.0",
                 port=port,
                 certificate=_file("APISERVER_CERT_LOCATION"),
                 key=_file("APISERVER_KEY_LOCATION"),

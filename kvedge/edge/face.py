@@ -13,18 +13,17 @@ from typing import Any, Literal
 from kvedge import errors
 from kvedge.names import ANNOTATION
 
-__all__ = ["Face", "face_of", "workload_of"]
+__all__ = ["CONTAINER_KEYS", "OWN_KEYS", "Face", "face_of", "workload_of"]
 
 _DEFAULT_PRIORITY = 10
 _MAX_PRIORITY = 999
-_OWN = {
+OWN_KEYS = {
     f"{ANNOTATION}/{name}"
     for name in (
         "target-condition", "devices", "selector", "priority", "min-ready", "deployment",
-        "rollback-after",
     )
 }  # fmt: skip
-_PER_CONTAINER = {"create-options", "desired-properties", "routes", "module"}
+CONTAINER_KEYS = {"create-options", "desired-properties", "routes", "module"}
 _DEVICE = re.compile(r"[A-Za-z0-9\-.+%_#*?!(),=@$]{1,128}")
 _TAG_PATH = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*(\.[A-Za-z_][A-Za-z0-9_-]*)*")
 
@@ -65,7 +64,7 @@ def face_of(
     """Read a pod's annotations; mistakes are appended to `problems`."""
     notes: dict[str, str] = pod["metadata"].get("annotations") or {}
     legacy = notes.get("isEdgeDeployment") == "true"
-    own = [key for key in notes if key in _OWN]
+    own = [key for key in notes if key in OWN_KEYS]
     _check_unknown(pod, notes, problems)
     return Face(
         condition=_condition(notes, problems, default_condition),
@@ -88,15 +87,15 @@ def _check_unknown(
     names = {c["name"] for c in [*spec.get("containers", ()), *spec.get("initContainers", ())]}
     for key in notes:
         prefix, _, name = key.partition("/")
-        if prefix == ANNOTATION and key not in _OWN:
+        if prefix == ANNOTATION and key not in OWN_KEYS:
             problems.append(errors.Problem(path=_path(key), message="is not a key of kvedge"))
         elif prefix.endswith(f".{ANNOTATION}"):
             container = prefix.removesuffix(f".{ANNOTATION}")
             if container not in names:
                 message = f"the pod has no container {container!r}"
                 problems.append(errors.Problem(path=_path(key), message=message))
-            elif name not in _PER_CONTAINER:
-                message = f"is not one of {', '.join(sorted(_PER_CONTAINER))}"
+            elif name not in CONTAINER_KEYS:
+                message = f"is not one of {', '.join(sorted(CONTAINER_KEYS))}"
                 problems.append(errors.Problem(path=_path(key), message=message))
 
 

@@ -14,7 +14,14 @@ from kvedge import errors
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["REFUSED_CONTAINER", "REFUSED_POD", "TRANSLATED_CONTAINER", "TRANSLATED_POD", "refuse"]
+__all__ = [
+    "REFUSED_CONTAINER",
+    "REFUSED_POD",
+    "STEERING_POD",
+    "TRANSLATED_CONTAINER",
+    "TRANSLATED_POD",
+    "refuse",
+]
 
 TRANSLATED_POD = frozenset({
     "containers", "initContainers", "volumes", "restartPolicy", "imagePullSecrets",

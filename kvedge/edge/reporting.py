@@ -48,8 +48,8 @@ class DeviceReport:
     description: str
     modules: Mapping[str, Mapping[str, Any]]
     """Reported modules by name."""
-    desired: Mapping[str, tuple[str, Mapping[str, Any]]]
-    """Image and variables by module name in the manifest that the hub has merged."""
+    desired: Mapping[str, tuple[str, Mapping[str, Any], str]]
+    """Image, variables and, if told, the deployment that each module of the manifest is from."""
 
 
 def device_reports(rows: Iterable[QueryRow]) -> dict[str, DeviceReport]:
@@ -80,7 +80,11 @@ def _report(row: QueryRow) -> DeviceReport:
             if isinstance(entry, dict)
         },
         desired={
-            name: ((entry.get("settings") or {}).get("image", ""), entry.get("env") or {})
+            name: (
+                (entry.get("settings") or {}).get("image", ""),
+                entry.get("env") or {},
+                (entry.get("configuration") or {}).get("id", ""),
+            )
             for name, entry in (desired.get("modules") or {}).items()
             if isinstance(entry, dict)
         },
@@ -91,8 +95,8 @@ def _bad(report: DeviceReport, revision_id: str, module: str, image: str) -> tup
     """Return how bad a module's state is (0 running), with reason and message."""
     if revision_id not in report.applied:
         return 1, "DeploymentPending", "the hub has not merged the deployment yet"
-    wanted, env = report.desired.get(module, ("", {}))
-    if wanted != image:
+    wanted, env, origin = report.desired.get(module, ("", {}, ""))
+    if wanted != image or origin not in ("", revision_id):
         return (
             8,
             "ModuleConflict",

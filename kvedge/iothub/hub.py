@@ -45,6 +45,11 @@ class Hub:
     ) -> None:
         self.host = sdk.host_of(connection_string)
         """Host name of the hub, with its port if the connection string has one."""
+        if ca_file is not None and not ca_file.is_file():
+            raise errors.KvedgeError(
+                f"there is no file {str(ca_file)!r}",
+                hint="name the file with the authority of the hub's certificate",
+            )
         self.budget = budget or Budget()
         self._backoff = backoff or failing.Backoff()
         self._connect = functools.partial(sdk.connect, connection_string, ca_file)

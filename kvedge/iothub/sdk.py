@@ -6,6 +6,8 @@ uamqp has wheels for few platforms. A stand-in takes its place while the package
 
 from __future__ import annotations
 
+import base64
+import binascii
 import sys
 import types
 from typing import TYPE_CHECKING, Any
@@ -40,6 +42,10 @@ def host_of(connection_string: Secret) -> str:
         problems.append(
             errors.Problem(path="DeviceId", message="belongs to a device, not to a service policy")
         )
+    try:
+        base64.b64decode(fields.get("SharedAccessKey", ""), validate=True)
+    except binascii.Error:
+        problems.append(errors.Problem(path="SharedAccessKey", message="is not base64"))
     if problems:
         raise errors.SpecError(
             "the hub's connection string",
