@@ -18,7 +18,7 @@ EXAMPLE = ROOT / "examples/temperature-sensor.yaml"
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(1500)]
 
-POD = "kubectl get pods -l app=temperature-sensor -o json"
+POD = "kubectl get pods -l app.kubernetes.io/name=temperature-sensor -o json"
 
 
 def pods(demo):
