@@ -51,7 +51,7 @@ def _measure(site, folder):
     (folder / "Pulumi.bench.yaml").write_text(yaml.safe_dump({"config": config}))
     environment = settings.parse("bench", {**raw, "keySeed": "bench"}, environ=os.environ)
     figures = {"vms": VMS}
-    figures["kubectl_apply_s"], figures["kubectl_again_s"] = _kubectl(site, folder, environment)
+    figures["kubectl_apply_s"], figures["kubectl_again_s"] = _kubectl(folder, environment)
     figures["identities_s"] = _identities(environment)
     run = engine.Engine("bench", project=engine.make_project(folder / "project", stacks=folder))
     (folder / "keys").mkdir()
@@ -66,7 +66,7 @@ def _measure(site, folder):
     return figures
 
 
-def _kubectl(site, folder, environment):
+def _kubectl(folder, environment):
     """Apply the same manifests to namespace `rival`, twice."""
     objects = [{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "rival"}}]
     for vm in environment.fleet:

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-from infra import node_manifests, publishing
+from infra import hub_content, node_manifests, publishing
 from kvedge import edge, errors, iothub, kube, names
 from kvedge.progress import Progress, silent
 
@@ -179,9 +179,7 @@ def _mine(environment: spec.Environment, row: dict[str, Any]) -> bool:
 
 def _serves(environment: spec.Environment, labels: dict[str, str]) -> bool:
     """Tell whether a deployment is this platform's base or a layer of its connector."""
-    base = (
-        labels.get("kvedge-role") == "base" and labels.get("kvedge-environment") == environment.name
-    )
+    base = labels.get(hub_content.OWNER_LABEL) == hub_content.base_owner(environment)
     cluster = environment.cluster.identifier
     node = node_manifests.connector(environment).node_name
     layer = labels.get(edge.LABEL_CLUSTER) == cluster and labels.get(edge.LABEL_NODE) == node
