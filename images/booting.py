@@ -97,8 +97,8 @@ class Guest:
                     f"guest ended with code {self.process.returncode} before a login",
                     hint=f"serial console: {self.folder / 'serial.log'}",
                 )
-            # The patience grows, because a busy machine's guest needs long for a first word.
-            if not _greets(self.port, 0.7 + (time.monotonic() - self.started) / 20):
+            # The patience grows: each try costs a busy guest a process of sshd's.
+            if not _greets(self.port, max(0.7, (time.monotonic() - self.started) * 0.15)):
                 time.sleep(0.05)
                 continue
             client = paramiko.SSHClient()
