@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 BIN := .venv/bin
-.PHONY: help setup demo down test test-full check format bench clean
+.PHONY: help setup parts demo down test test-full check format bench clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -17,10 +17,14 @@ demo:  ## Run the main job on this machine: a pod in an edge VM
 down:  ## Take the demo away
 	@$(BIN)/kvedge site down dev
 
-test: setup  ## Unit and integration tests and one real VM, under 15 minutes
+parts: setup
+	@$(BIN)/kvedge tools build
+	@$(BIN)/kvedge image build debian-12-edge
+
+test: parts  ## Unit and integration tests and one real VM, under 15 minutes
 	@$(BIN)/python -m pytest -m "not slow"
 
-test-full: setup  ## Everything, longer tests too
+test-full: parts  ## Everything, longer tests too
 	@$(BIN)/python -m pytest
 
 check: setup  ## Format, lint, types, import contracts, unit tests: under a minute
