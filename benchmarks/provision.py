@@ -35,7 +35,7 @@ def main():
         host = _host_pid(site)
         os.kill(host, signal.SIGSTOP)
         try:
-            figures = _measure(site, folder)
+            figures = _measure(folder)
         finally:
             os.kill(host, signal.SIGCONT)
     finally:
@@ -44,7 +44,7 @@ def main():
     _common.emit("provision", before, figures)
 
 
-def _measure(site, folder):
+def _measure(folder):
     fleet = [{"name": f"v{number:03d}"} for number in range(VMS)]
     raw = {"image": {"reference": IMAGE}, "fleet": fleet}
     config = {f"kvedge:{key}": value for key, value in raw.items()}
