@@ -228,19 +228,24 @@ class IotEdgeProvider:
                 await asyncio.sleep(max(0.0, pause))
 
     def _pace(self) -> float:
-        """Return the seconds to the next poll: soon after a change, else as the hub's quota allows.
-
-        A poll is one query per hundred devices, and the steady share is half of a unit's quota.
-        """
-        usual = max(self._settings.poll_seconds, self._devices.pages * _SECONDS_PER_PAGE)
-        if self._hub.budget.units == iothub.UNLIMITED:
-            usual = self._settings.poll_seconds
+        """Return the seconds to the next poll: soon after a change, else the usual ones."""
+        usual = self.poll_interval()
         loop = asyncio.get_running_loop()
         unsettled = loop.time() - self._changed_at < _UNSETTLED_SECONDS and not all(
             self._runs(uid) for uid in tuple(self._placed)
         )
         room = self._hub.budget.left("query") >= 2 * self._devices.pages + _SPARE_QUERIES
         return min(usual, _FAST_SECONDS) if unsettled and room else usual
+
+    def poll_interval(self) -> float:
+        """Return the seconds between polls when nothing changes.
+
+        A poll is one query per hundred devices; all polls take half of a unit's quota at most.
+        """
+        if self._hub.budget.units == iothub.UNLIMITED:
+            return self._settings.poll_seconds
+        slowest = self._devices.pages * _SECONDS_PER_PAGE / self._hub.budget.units
+        return max(self._settings.poll_seconds, slowest)
 
     async def _round(self) -> None:
         loop = asyncio.get_running_loop()

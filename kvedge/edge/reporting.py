@@ -94,7 +94,10 @@ def _report(row: QueryRow) -> DeviceReport:
 def _bad(report: DeviceReport, revision_id: str, module: str, image: str) -> tuple[int, str, str]:
     """Return how bad a module's state is (0 running), with reason and message."""
     if revision_id not in report.applied:
-        return 1, "DeploymentPending", "the hub has not merged the deployment yet"
+        words = "the hub has not merged the deployment yet"
+        if len(report.targeted) == 1 and revision_id in report.targeted:
+            words += "; no full deployment is below it"
+        return 1, "DeploymentPending", words
     wanted, env, origin = report.desired.get(module, ("", {}, ""))
     if wanted != image or origin not in ("", revision_id):
         return (
