@@ -28,5 +28,6 @@ find "$root/usr/share/doc" -type l -delete 2>/dev/null || true
 find "$root/usr/share/doc" -depth -type d -empty -delete 2>/dev/null || true
 find "$root/usr/share/locale" -mindepth 1 -maxdepth 1 ! -name locale.alias -exec rm -rf {} + 2>/dev/null || true
 find "$root/var/log" -type f -delete
-find "$root/tmp" "$root/var/tmp" -mindepth 1 -delete
+# mmdebstrap keeps its apt configuration there until the end; without that it would touch the host's.
+find "$root/tmp" "$root/var/tmp" -mindepth 1 ! -name 'mmdebstrap.*' -delete
 rm -f "$root/etc/resolv.conf"

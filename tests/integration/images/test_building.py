@@ -151,18 +151,17 @@ def test_root_and_user_build_the_same_image(tmp_path, monkeypatch):
     for parent in tmp_path.parents[:2]:
         parent.chmod(0o755)
     os.chown(home, 4242, 4242)
-    (tmp_path / "passwd").write_text(
-        Path("/etc/passwd").read_text() + "builder:x:4242:4242::/nonexistent:/bin/sh\n"
-    )
-    (tmp_path / "subid").write_text("builder:300000:65536\n")
+    # A copy of the whole folder: a single file's mount would go when somebody replaces that file.
+    processes.run(["cp", "-a", "/etc", tmp_path / "etc"], what="copy /etc")
+    with (tmp_path / "etc/passwd").open("a") as file:
+        file.write("builder:x:4242:4242::/nonexistent:/bin/sh\n")
+    for name in ("subuid", "subgid"):
+        (tmp_path / "etc" / name).write_text("builder:300000:65536\n")
     mke2fs = tools.ensure(["mke2fs"])["mke2fs"]
     shared = tmp_path / "tools"
     processes.run(["cp", "-a", mke2fs.parents[1], shared], what="share mke2fs")
     packages = next(path for path in sys.path if path.endswith("site-packages"))
-    script = (
-        'mount --bind "$1/passwd" /etc/passwd; mount --bind "$1/subid" /etc/subuid; '
-        'mount --bind "$1/subid" /etc/subgid; cd "$1/home"; shift; exec "$@"'
-    )
+    script = 'mount --bind "$1/etc" /etc; cd "$1/home"; shift; exec "$@"'
     program = "import images; print(images.build('debian-12-edge').digest)"
     done = processes.run(
         [
