@@ -84,8 +84,13 @@ def test_sensor_reaches_the_hub_through_the_edge_hub(hub, edge):
     patch = {"properties": {"desired": {"intervalSeconds": 0.5}}}
     assert hub.call("PATCH", f"/twins/{edge.device}/modules/sensor", patch, etag="*")[0] == 200
     until(lambda: hub.reported(edge.device, "sensor").get("intervalSeconds") == 0.5)
-    clients = hub.reported(edge.device, "$edgeHub")["clients"]
-    assert clients[f"{edge.device}/sensor"]["status"] == "Connected"
+    name = f"{edge.device}/sensor"
+    clients = until(
+        lambda: hub.reported(edge.device, "$edgeHub")["clients"]
+        if name in hub.reported(edge.device, "$edgeHub").get("clients", {})
+        else None
+    )
+    assert clients[name]["status"] == "Connected"
     edge.engine.containers["sensor"].stop()
     log = edge.engine.containers["sensor"].log.read_text()
     assert "sent reading 1:" in log
