@@ -27,10 +27,31 @@ def validate(text: str, schema: Mapping[str, Any]) -> list[errors.Problem]:
     if problems:
         return problems
     checker = jsonschema.Draft4Validator(schema)
-    return sorted(
+    found = [
         errors.Problem(path=_path(one.absolute_path), message=one.message[:200])
         for one in checker.iter_errors(document)
-    )
+    ]
+    # Schemas of older releases let unknown keys pass, and the guest ignores those in silence.
+    known = _keys(schema, schema)
+    if known and not any(one.path == "userdata" for one in found):
+        found += [
+            errors.Problem(path=str(key), message="unknown to the image's cloud-init")
+            for key in document
+            if key not in known
+        ]
+    return sorted(found)
+
+
+def _keys(node: Mapping[str, Any], schema: Mapping[str, Any]) -> set[str]:
+    """Return all top-level keys that a schema describes."""
+    found = set(node.get("properties", ()))
+    for word in ("allOf", "anyOf", "oneOf"):
+        for part in node.get(word, ()):
+            target = part
+            for step in part["$ref"].removeprefix("#/").split("/") if "$ref" in part else ():
+                target = (schema if target is part else target).get(step, {})
+            found |= _keys(target, schema)
+    return found
 
 
 def lint(text: str, *, inline: bool = False) -> list[errors.Problem]:

@@ -47,3 +47,11 @@ def test_broken_yaml_is_told():
 def test_clean_data_passes():
     """What render() prints has no traps."""
     assert cloudinit.lint(cloudinit.render(cloudinit.UserData(hostname="a")), inline=True) == []
+
+
+def test_unknown_keys_are_told_where_the_schema_is_silent():
+    """An older guest's schema allows any key; what no part of it describes is told all the same."""
+    parts = {"allOf": [{"$ref": "#/$defs/a"}, {"properties": {"hostname": {}}}]}
+    schema = {**parts, "$defs": {"a": {"type": "object", "properties": {"runcmd": {}}}}}
+    text = "#cloud-config\nhostname: a\nruncmd: []\nruncdm: []\n"
+    assert _paths(cloudinit.validate(text, schema)) == ["runcdm"]

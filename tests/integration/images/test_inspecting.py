@@ -1,0 +1,76 @@
+"""Looking into a really built image: its schema, its packages, its clean tree."""
+
+import pytest
+
+import cloudinit
+import images
+from images import inspecting
+
+pytestmark = pytest.mark.timeout(1200)
+NAME = "debian-12-edge"
+DOCUMENTS = {
+    "users": "users: [default, {name: ops, groups: [docker], ssh_authorized_keys: [ssh-rsa A]}]",
+    "write_files": "write_files: [{path: /a, content: b, permissions: '0600', owner: 'a:b'}]",
+    "runcmd": "runcmd: [[ls, -l], 'echo hello']",
+    "mounts": "mounts: [[/dev/vdc, /data, ext4, 'defaults,nofail', '0', '2']]",
+    "ntp": "ntp: {enabled: true, servers: [time.example]}",
+    "proxies": "apt: {https_proxy: 'http://proxy:3128', preserve_sources_list: true}",
+}
+
+
+@pytest.fixture(scope="module")
+def built():
+    """The default image."""
+    return images.build(NAME)
+
+
+@pytest.fixture(scope="module")
+def schema(built):
+    """The schema of the image's own cloud-init."""
+    return inspecting.schema(NAME)
+
+
+@pytest.mark.parametrize("family", DOCUMENTS)
+def test_documented_forms_are_accepted(schema, family):
+    """Each documented kind of user data passes the guest's own schema."""
+    assert cloudinit.validate(f"#cloud-config\n{DOCUMENTS[family]}\n", schema) == []
+
+
+def test_rendered_data_is_accepted(schema):
+    """Everything that render() can print passes the guest's own schema."""
+    data = cloudinit.UserData(
+        hostname="edge-1",
+        users=(cloudinit.User(name="ops", authorized_keys=("ssh-ed25519 A",), sudo=True),),
+        files=(cloudinit.File(path="/a", content="b"),),
+        packages=("jq",),
+        commands=(("true",),),
+        ntp_servers=("time.example",),
+        timezone="UTC",
+        https_proxy="http://proxy:3128",
+    )
+    assert cloudinit.validate(cloudinit.render(data), schema) == []
+
+
+def test_mistakes_are_found(schema):
+    """A key that the guest does not know, and a wrong type, are told with their path."""
+    text = "#cloud-config\nruncmd: 7\nnonsense: true\n"
+    paths = [problem.path for problem in cloudinit.validate(text, schema)]
+    assert paths == ["nonsense", "runcmd"]
+
+
+def test_the_tree_is_clean(built):
+    """No host key, machine id, password or secret is in the image."""
+    assert inspecting.scan(NAME) == []
+
+
+def test_facts_are_complete(built):
+    """Inspecting shows key, digest, layers, packages and attached documents."""
+    facts = inspecting.inspect(NAME)
+    assert facts["digest"] == built.digest
+    assert facts["key"] == images.key(NAME) == built.key
+    assert {"openssh-server", "docker.io", "aziot-edge"} <= {p["name"] for p in facts["packages"]}
+    assert [one["type"] for one in facts["attached"]] == [
+        "application/spdx+json",
+        "application/vnd.in-toto+json",
+    ]
+    assert built.size < 210 * 10**6
