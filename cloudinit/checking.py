@@ -44,7 +44,7 @@ def validate(text: str, schema: Mapping[str, Any]) -> list[errors.Problem]:
 
 def _keys(node: Mapping[str, Any], schema: Mapping[str, Any]) -> set[str]:
     """Return all top-level keys that a schema describes."""
-    found = set(node.get("properties", ()))
+    found: set[str] = set(node.get("properties", ()))
     for word in ("allOf", "anyOf", "oneOf"):
         for part in node.get(word, ()):
             target = part
