@@ -41,7 +41,7 @@ class Devices:
         """Read all reports."""
         fresh: dict[str, DeviceReport] = {}
         pages = 0
-        async for page in self._hub.query_pages(_QUERY):
+        async for page in self._hub.query_pages(_QUERY, retry=False):
             pages += 1
             fresh.update(edge.device_reports(page))
         self.pages = max(1, pages)

@@ -51,6 +51,7 @@ class Ledger:
     def __init__(self, hub: Hub, settings: Settings) -> None:
         self._hub, self._settings = hub, settings
         self._known: dict[str, Configuration] = {}
+        self._meanwhile: dict[str, Configuration | None] = {}
         self._unsure: dict[int, tuple[str, str]] = {}
         self._making: dict[str, asyncio.Lock] = {}
         self._slots = asyncio.Lock()
@@ -60,11 +61,34 @@ class Ledger:
         return deployment in self._known
 
     async def load(self) -> None:
-        """Read all deployments."""
-        listed = await self._hub.configurations()
-        self._known = {entry["id"]: entry for entry in listed}
-        self._unsure.clear()
+        """Read all deployments; what is written while the hub answers is newer than the answer."""
+        unsure = set(self._unsure)
+        self._meanwhile = {}
+        listed = await self._hub.configurations(retry=False)
+        known = {entry["id"]: entry for entry in listed}
+        for deployment, entry in self._meanwhile.items():
+            if entry is None:
+                known.pop(deployment, None)
+            else:
+                known[deployment] = entry
+        for deployment in self._making:
+            if deployment in self._known:
+                known.setdefault(deployment, self._known[deployment])
+        self._known = known
+        for priority in unsure:
+            self._unsure.pop(priority, None)
         self.loaded = True
+
+    def is_making(self, deployment: str) -> bool:
+        """Tell whether a deployment is being written, so that nobody's pod has it yet."""
+        return deployment in self._making
+
+    def _note(self, deployment: str, entry: Configuration | None) -> None:
+        self._meanwhile[deployment] = entry
+        if entry is None:
+            self._known.pop(deployment, None)
+        else:
+            self._known[deployment] = entry
 
     def priority(self, deployment: str) -> int:
         """Return a deployment's effective priority; 0 if it is not known."""
@@ -99,23 +123,30 @@ class Ledger:
         Raises:
             RemoteError: the hub refused it, or too many old revisions wait to be retired.
         """
+        if revision.id in self._known and revision.id not in self._making:
+            return True
         lock = self._making.setdefault(revision.id, asyncio.Lock())
-        async with lock:
-            if revision.id in self._known:
-                return True
-            try:
-                made = await self._create(revision, wanted)
-            except errors.Conflict:
-                # Somebody, most likely an earlier self, made it since the last list.
-                found = await self._hub.get_configuration(revision.id)
-                if not self._is_own(found):
-                    raise
-                self._known[revision.id] = found
-                return True
-            finally:
-                self._making.pop(revision.id, None)
-            self._known[revision.id] = made
-            return False
+        try:
+            async with lock:
+                self._making[revision.id] = lock  # the one before has taken it away
+                return await self._ensure(revision, wanted)
+        finally:
+            self._making.pop(revision.id, None)
+
+    async def _ensure(self, revision: Revision, wanted: AbstractSet[str]) -> bool:
+        if revision.id in self._known:
+            return True
+        try:
+            made = await self._create(revision, wanted)
+        except errors.Conflict:
+            # Somebody, most likely an earlier self, made it since the last list.
+            found = await self._hub.get_configuration(revision.id)
+            if not self._is_own(found):
+                raise
+            self._note(revision.id, found)
+            return True
+        self._note(revision.id, made)
+        return False
 
     async def _create(self, revision: Revision, wanted_ids: AbstractSet[str]) -> Configuration:
         async with self._slots:
@@ -156,7 +187,7 @@ class Ledger:
         """Take a deployment away; one that has gone is fine."""
         with contextlib.suppress(errors.NotFound):
             await self._hub.delete_configuration(deployment)
-        self._known.pop(deployment, None)
+        self._note(deployment, None)
         _log.info("deployment %s retired", deployment)
 
     async def lift(self, deployment: str) -> None:
@@ -166,9 +197,8 @@ class Ledger:
         lowest = entry.get("priority", 0) // _SLOTS * _SLOTS
         higher = slot_for(lowest, self._taken(), others)
         if higher is not None and max(others) != entry.get("priority", 0):
-            self._known[deployment] = await self._hub.update_configuration(
-                {**entry, "priority": higher}
-            )
+            made = await self._hub.update_configuration({**entry, "priority": higher})
+            self._note(deployment, made)
             _log.info("deployment %s moved to priority %d", deployment, higher)
 
     async def settle(self, deployment: str) -> None:
@@ -180,9 +210,8 @@ class Ledger:
         lowest = priority // _SLOTS * _SLOTS
         lower = slot_for(lowest, self._taken(), ())
         if lower is not None and lower < priority:
-            self._known[deployment] = await self._hub.update_configuration(
-                {**entry, "priority": lower}
-            )
+            made = await self._hub.update_configuration({**entry, "priority": lower})
+            self._note(deployment, made)
 
 
 def workload_of(entry: Configuration) -> tuple[str, str]:

@@ -210,6 +210,8 @@ class IotEdgeProvider:
             self._poll_now.clear()
             try:
                 await self._round()
+            except errors.Throttled as error:
+                _log.warning("hub %s: %s", self._hub.host, error)
             except errors.KvedgeError as error:
                 self._failures += 1
                 self._trouble = error.message
@@ -220,12 +222,13 @@ class IotEdgeProvider:
                 self._failures += 1
                 self._trouble = "the hub's answer was not understood"
                 _log.exception("hub %s", self._hub.host)
+            took = loop.time() - began
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._pace()):
                     await self._poll_now.wait()
-                # Several pods in a row share one poll.
-                pause = min(1.0, self._settings.poll_seconds) - (loop.time() - began)
-                await asyncio.sleep(max(0.0, pause))
+            # Several pods in a row share one poll, and polling takes a third of the time at most.
+            gap = max(min(1.0, self._settings.poll_seconds), min(3 * took, self.poll_interval()))
+            await asyncio.sleep(max(0.0, began + gap - loop.time()))
 
     def _pace(self) -> float:
         """Return the seconds to the next poll: soon after a change, else the usual ones."""
@@ -290,6 +293,8 @@ class IotEdgeProvider:
                 self._absent.pop(entry["id"], None)
                 if len(self._ledger.of_workload(workload)) == 1:
                     await self._ledger.settle(entry["id"])
+            elif self._ledger.is_making(entry["id"]):
+                continue
             elif workload in living:
                 self._absent.pop(entry["id"], None)
                 older.setdefault(workload, []).append(entry)

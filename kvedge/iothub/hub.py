@@ -253,13 +253,20 @@ class Hub:
         return [row async for page in self.query_pages(text, lane=lane) for row in page]
 
     async def query_pages(
-        self, text: str, *, lane: Lane = Lane.POLL
+        self, text: str, *, lane: Lane = Lane.POLL, retry: bool = True
     ) -> AsyncIterator[list[QueryRow]]:
-        """Yield a query's rows page by page; each page is one request."""
+        """Yield a query's rows page by page; each page is one request.
+
+        Who asks again by itself anyway sets `retry` to False and learns of an outage at once.
+        """
         token: str | None = None
         while True:
             rows, token = await self._call(
-                "query the hub", "query", functools.partial(_query, text, token), lane=lane
+                "query the hub",
+                "query",
+                functools.partial(_query, text, token),
+                lane=lane,
+                retry=retry,
             )
             yield rows
             if not token:
@@ -274,11 +281,13 @@ class Hub:
 
     # Deployments
 
-    async def configurations(self, *, lane: Lane = Lane.POLL) -> list[Configuration]:
+    async def configurations(
+        self, *, lane: Lane = Lane.POLL, retry: bool = True
+    ) -> list[Configuration]:
         """Return all deployments and configurations of the hub."""
         return await self._call(
             "list deployments", "configurations",
-            lambda p: p.configuration.get_configurations(), lane=lane,
+            lambda p: p.configuration.get_configurations(), lane=lane, retry=retry,
         )  # fmt: skip
 
     async def get_configuration(self, configuration_id: str) -> Configuration:

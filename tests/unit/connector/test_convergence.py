@@ -45,7 +45,7 @@ class MemoryHub:
         if self.failing:
             raise errors.RemoteError("ask", status=503)
 
-    async def configurations(self):
+    async def configurations(self, **_options):
         self._check()
         return copy.deepcopy(list(self.held.values()))
 
@@ -74,7 +74,7 @@ class MemoryHub:
         if self.held.pop(name, None) is None:
             raise errors.NotFound("delete", status=404)
 
-    async def query_pages(self, _text):
+    async def query_pages(self, _text, **_options):
         self._check()
         modules = {}
         for held in sorted(self.held.values(), key=lambda c: c["priority"]):
