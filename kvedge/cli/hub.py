@@ -10,6 +10,14 @@ import click
 __all__ = ["hub"]
 
 _FILE = click.Path(path_type=Path, dir_okay=False, exists=True)
+_connection_file = click.option(
+    "--connection-file",
+    type=_FILE,
+    envvar="KVEDGE_HUB_CONNECTION_STRING_FILE",
+    required=True,
+    help="File with the service connection string.",
+)
+_ca = click.option("--ca", type=_FILE, envvar="KVEDGE_HUB_CA_FILE", help="The hub's CA (PEM).")
 
 
 @click.group()
@@ -100,14 +108,8 @@ def emulate(
 
 
 @hub.command("monitor-events")
-@click.option(
-    "--connection-file",
-    type=_FILE,
-    envvar="KVEDGE_HUB_CONNECTION_STRING_FILE",
-    required=True,
-    help="File with the service connection string.",
-)
-@click.option("--ca", type=_FILE, envvar="KVEDGE_HUB_CA_FILE", help="The hub's CA (PEM).")
+@_connection_file
+@_ca
 @click.option("--device", default="", help="Only this device.")
 @click.option("--from-start", is_flag=True, help="Begin with the oldest message that is kept.")
 @click.option("--count", type=int, default=0, help="End after so many messages.")
@@ -134,14 +136,8 @@ def monitor_events(
 
 
 @hub.command("export")
-@click.option(
-    "--connection-file",
-    type=_FILE,
-    envvar="KVEDGE_HUB_CONNECTION_STRING_FILE",
-    required=True,
-    help="File with the service connection string.",
-)
-@click.option("--ca", type=_FILE, envvar="KVEDGE_HUB_CA_FILE", help="The hub's CA (PEM).")
+@_connection_file
+@_ca
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 def export_state(connection_file: Path, ca: Path | None, file: Path) -> None:
     """Write the emulator's whole state to a file (mode 0600: it holds the devices' keys)."""
@@ -157,14 +153,8 @@ def export_state(connection_file: Path, ca: Path | None, file: Path) -> None:
 
 
 @hub.command("import")
-@click.option(
-    "--connection-file",
-    type=_FILE,
-    envvar="KVEDGE_HUB_CONNECTION_STRING_FILE",
-    required=True,
-    help="File with the service connection string.",
-)
-@click.option("--ca", type=_FILE, envvar="KVEDGE_HUB_CA_FILE", help="The hub's CA (PEM).")
+@_connection_file
+@_ca
 @click.argument("file", type=_FILE)
 def import_state(connection_file: Path, ca: Path | None, file: Path) -> None:
     """Replace the emulator's whole state by an exported one."""
@@ -183,14 +173,8 @@ def import_state(connection_file: Path, ca: Path | None, file: Path) -> None:
 
 @hub.command()
 @click.option("--devices", type=click.IntRange(min=1), default=1, show_default=True)
-@click.option(
-    "--connection-file",
-    type=_FILE,
-    envvar="KVEDGE_HUB_CONNECTION_STRING_FILE",
-    required=True,
-    help="File with the service connection string.",
-)
-@click.option("--ca", type=_FILE, envvar="KVEDGE_HUB_CA_FILE", help="The hub's CA (PEM).")
+@_connection_file
+@_ca
 @click.option("--mqtt", required=True, callback=_place, help="The hub's device side.")
 @click.option("--host", default="hub.kvedge.test", show_default=True, help="The hub's own name.")
 @click.option("--prefix", default="sim", show_default=True, help="Device ids begin with it.")
