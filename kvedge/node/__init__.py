@@ -6,7 +6,38 @@ and serves the kubelet's HTTPS API. What running a pod means is left to the prov
 
 from kvedge.node.node_object import NodeSpec
 from kvedge.node.pods import PodEngine
-from kvedge.node.provider import Health, Outcome, Provider, Reporter, Work
+from kvedge.node.provider import (
+    Attaches,
+    Executes,
+    Forwards,
+    Health,
+    LogOptions,
+    Outcome,
+    Provider,
+    Reporter,
+    Stream,
+    Terminal,
+    TerminalSize,
+    Usage,
+    Work,
+)
 from kvedge.node.runtime import Tasks
 
-__all__ = ["Health", "NodeSpec", "Outcome", "PodEngine", "Provider", "Reporter", "Tasks", "Work"]
+__all__ = [
+    "Attaches",
+    "Executes",
+    "Forwards",
+    "Health",
+    "LogOptions",
+    "NodeSpec",
+    "Outcome",
+    "PodEngine",
+    "Provider",
+    "Reporter",
+    "Stream",
+    "Tasks",
+    "Terminal",
+    "TerminalSize",
+    "Usage",
+    "Work",
+]

@@ -1,21 +1,41 @@
-"""What a provider of pods has to offer, and what it is given.
+"""What a provider of pods has to offer, what it may offer, and what it is given.
 
-All methods are coroutines of one event loop and may be called for many pods at once, but never
-twice at once for the same pod. They raise kvedge.errors: SpecError and Unsupported are final until
-the pod changes, everything else is tried again.
+`Provider` is the whole of it: a provider derives from it and writes at least `create` and `delete`;
+all else has a default. A provider that can do more has the methods of `Executes`, `Attaches` or
+`Forwards` too; the kubelet API finds them by their names and answers 501 without.
+
+Methods are coroutines of one event loop and may be called for many pods at once. `create`, `update`
+and `delete` are never called twice at once for the same pod. They raise kvedge.errors: SpecError
+and Unsupported are final until the pod changes, everything else is tried again.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+
+from kvedge import errors
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
     from kvedge.wire import KubeObject
 
-__all__ = ["Health", "LogOptions", "Outcome", "Provider", "Reporter", "Work"]
+__all__ = [
+    "Attaches",
+    "Executes",
+    "Forwards",
+    "Health",
+    "LogOptions",
+    "Outcome",
+    "Provider",
+    "Reporter",
+    "Stream",
+    "Terminal",
+    "TerminalSize",
+    "Usage",
+    "Work",
+]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +73,15 @@ class Health:
     message: str = "Kubelet is ready"
     conditions: Sequence[Mapping[str, str]] = ()
     """Further node conditions: type, status, reason, message."""
+
+
+class Usage(NamedTuple):
+    """What a container has used and uses."""
+
+    cpu_seconds: float
+    """Processor time since its start."""
+    memory_bytes: int
+    """Working set."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +123,7 @@ class Provider(Protocol):
 
     name: str
     """Goes into the node's taint."""
-    service_links: bool
+    service_links: bool = False
     """Whether containers get variables about the cluster's Services."""
 
     async def start(self, reporter: Reporter) -> None:
@@ -105,15 +134,17 @@ class Provider(Protocol):
 
     def wants(self, pod: KubeObject) -> Sequence[tuple[str, str]]:
         """Return ConfigMaps and Secrets (kind, name) to be handed over if they exist."""
-        ...
+        del pod
+        return ()
 
     async def create(self, work: Work) -> Outcome:
         """Run a pod, or adopt it if it runs already."""
         ...
 
     async def update(self, work: Work) -> Outcome:
-        """Change a pod that was created before."""
-        ...
+        """Change a pod that was created before; by default the change is taken and ignored."""
+        del work
+        return Outcome()
 
     async def delete(self, pod: KubeObject) -> bool:
         """End a pod; return False if `Reporter.gone` will tell when it has ended."""
@@ -124,7 +155,7 @@ class Provider(Protocol):
 
     def health(self) -> Health:
         """Tell whether the node can take pods."""
-        ...
+        return Health()
 
     def logs(self, pod: KubeObject, container: str, options: LogOptions) -> AsyncIterator[bytes]:
         """Yield a container's log.
@@ -132,8 +163,97 @@ class Provider(Protocol):
         Raises:
             Unsupported: the provider has no logs.
         """
+        del pod, container, options
+        raise errors.Unsupported("logs", f"provider {self.name!r} has none")
+
+    async def usage(self) -> Mapping[str, Mapping[str, Usage]]:
+        """Return what containers use, by pod UID and container; what is left out counts as none."""
+        return {}
+
+
+class TerminalSize(NamedTuple):
+    """Size of a caller's terminal in characters."""
+
+    columns: int
+    rows: int
+
+
+class Terminal(Protocol):
+    """The caller's end of a command: where its input comes from and its output goes."""
+
+    tty: bool
+    """The command gets a terminal; there is no separate standard error then."""
+    stdin: bool
+    """The caller sends input; otherwise `read` ends at once."""
+
+    async def read(self) -> bytes:
+        """Return the next piece of input; empty when the caller has closed it."""
         ...
 
-    async def usage(self) -> Mapping[str, Mapping[str, tuple[float, int]]]:
-        """Return CPU cores in use and memory bytes by pod UID and container."""
+    async def write(self, data: bytes) -> None:
+        """Send standard output; waits while the caller is slow."""
+
+    async def write_error(self, data: bytes) -> None:
+        """Send standard error."""
+
+    async def resized(self) -> TerminalSize:
+        """Wait for the terminal's next size; the first comes at once for a terminal."""
+        ...
+
+
+class Stream(Protocol):
+    """The caller's end of a forwarded connection."""
+
+    async def read(self) -> bytes:
+        """Return the next piece; empty when the caller has closed its side."""
+        ...
+
+    async def write(self, data: bytes) -> None:
+        """Send a piece; waits while the caller is slow."""
+
+
+@runtime_checkable
+class Executes(Protocol):
+    """A provider that runs commands in containers."""
+
+    async def execute(
+        self, pod: KubeObject, container: str, command: Sequence[str], terminal: Terminal
+    ) -> int:
+        """Run a command and return its exit code when it has ended.
+
+        It is cancelled when the caller goes away.
+
+        Raises:
+            KvedgeError: the command was not run; the caller reads the message.
+        """
+        ...
+
+
+@runtime_checkable
+class Attaches(Protocol):
+    """A provider that connects a caller to a container's main process."""
+
+    async def attach(self, pod: KubeObject, container: str, terminal: Terminal) -> int:
+        """Carry input and output until the process ends; return its exit code.
+
+        It is cancelled when the caller goes away.
+
+        Raises:
+            KvedgeError: the container cannot be attached to; the caller reads the message.
+        """
+        ...
+
+
+@runtime_checkable
+class Forwards(Protocol):
+    """A provider that connects a caller to a port of a pod."""
+
+    async def forward(self, pod: KubeObject, port: int, stream: Stream) -> None:
+        """Connect to a port and carry bytes both ways until either side has ended.
+
+        It is cancelled when the caller goes away.
+
+        Raises:
+            KvedgeError: the port cannot be reached; the caller reads the message.
+        """
         ...
