@@ -11,7 +11,6 @@ import os
 import shutil
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +20,9 @@ from kvedge import processes
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
-__all__ = ["Demo", "demo", "until"]
+__all__ = ["Demo", "demo"]
 
 _UP_SECONDS = 1200
 _KEPT = ("KVEDGE_CACHE", "KVEDGE_GO_CACHE")
@@ -73,22 +72,6 @@ class Demo:
         if check and done.returncode:
             pytest.fail(f"{argv} exited {done.returncode}\n{done.stdout}\n{done.stderr}")
         return done
-
-
-def until(fact: Callable[[], Any], what: str, *, seconds: float = 120, pause: float = 0.5) -> Any:
-    """Wait for a fact to become true and return it; fail by name at the deadline."""
-    end = time.monotonic() + seconds
-    last: Any = None
-    while True:
-        try:
-            last = fact()
-        except (AssertionError, LookupError, ValueError) as error:
-            last = error
-        if last and not isinstance(last, Exception):
-            return last
-        if time.monotonic() > end:
-            pytest.fail(f"not within {seconds} s: {what}; last seen: {last!r}")
-        time.sleep(pause)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,6 @@ import os
 import shutil
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,9 +20,9 @@ from kvedge.site import control, namespace, state
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
-__all__ = ["inside", "kubectl", "pytest_collection_modifyitems", "run_kvedge", "site", "until"]
+__all__ = ["inside", "kubectl", "pytest_collection_modifyitems", "run_kvedge", "site"]
 
 _SITE_SECONDS = 300
 _VM_SECONDS = 600
@@ -95,15 +94,3 @@ def run_kvedge(
         check=check,
         timeout=timeout,
     )
-
-
-def until(fact: Callable[[], object], *, seconds: float = 30.0, what: str = "") -> None:
-    """Poll a fact until it is true.
-
-    Raises:
-        AssertionError: it was not in time.
-    """
-    deadline = time.monotonic() + seconds
-    while not fact():
-        assert time.monotonic() < deadline, f"not true after {seconds:g} s: {what or fact}"
-        time.sleep(0.1)

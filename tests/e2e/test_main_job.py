@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kvedge.testing.demos import until
+from kvedge.testing.waiting import until
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples/temperature-sensor.yaml"

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import secrets
-import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from msrest.exceptions import HttpOperationError
 
 from kvedge.testing.hubs import hub_certificates, running_hub  # noqa: F401 - a fixture
+from kvedge.testing.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -94,10 +94,8 @@ def eventually(real_hub: str | None) -> Callable[..., Any]:
     """Poll a condition until it holds; a real hub evaluates deployments every five minutes."""
 
     def wait(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
-        deadline = time.monotonic() + (420 if real_hub else seconds)
-        while not (found := condition()):
-            assert time.monotonic() < deadline, "the condition never held"
-            time.sleep(5 if real_hub else 0.03)
-        return found
+        if real_hub:
+            return until(condition, seconds=420, pause=5)
+        return until(condition, seconds=seconds, pause=0.03)
 
     return wait

@@ -140,20 +140,3 @@ def knobs(hub):  # noqa: F811
         hub.run(inside())
 
     return turn
-
-
-@pytest.fixture
-def until():
-    """Return what awaits a condition, a function or a coroutine function, for some seconds."""
-
-    async def wait(condition, seconds=20.0):
-        async with asyncio.timeout(seconds):
-            while True:
-                found = condition()
-                if asyncio.iscoroutine(found):
-                    found = await found
-                if found:
-                    return found
-                await asyncio.sleep(0.03)
-
-    return wait

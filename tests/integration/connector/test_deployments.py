@@ -9,6 +9,7 @@ import pytest
 from kvedge import errors
 from kvedge.connector.ledger import workload_of
 from kvedge.node.provider import LogOptions
+from kvedge.testing.waiting import until_async
 
 pytestmark = pytest.mark.timeout(240)
 SITE = "tags.site='lille'"
@@ -48,8 +49,8 @@ def ready(found):
 class World:
     """Short words for what the tests look at."""
 
-    def __init__(self, client, service, namespace, until):
-        self.client, self.service, self.until = client, service, until
+    def __init__(self, client, service, namespace):
+        self.client, self.service = client, service
         self.path = f"/api/v1/namespaces/{namespace}/pods"
         self.namespace = namespace
 
@@ -66,13 +67,13 @@ class World:
         async def check():
             return ready(await self.get(name))
 
-        await self.until(check, 30)
+        await until_async(check)
 
     async def await_own(self, count):
         async def check():
             return len(await self.own()) == count
 
-        await self.until(check, 30)
+        await until_async(check)
 
     async def await_gone(self, name):
         async def check():
@@ -81,13 +82,13 @@ class World:
                 return False
             return True
 
-        await self.until(check, 30)
+        await until_async(check)
 
 
 @pytest.fixture
-def world(client, service, namespace, until):
+def world(client, service, namespace):
     """The test's namespace, API server and hub."""
-    return World(client, service, namespace, until)
+    return World(client, service, namespace)
 
 
 async def test_status_tells_the_truth(world, devices, start_connector):
@@ -99,7 +100,7 @@ async def test_status_tells_the_truth(world, devices, start_connector):
             found = (await world.get("a")).get("status") or {}
             return found.get("phase") == "Pending" and found.get("reason") == "NoDevices"
 
-        await world.until(no_devices)
+        await until_async(no_devices)
         async with devices(2, tags={"site": "lille"}, delay_seconds=0.2) as simulation:
             await world.await_ready("a")
             found = (await world.get("a"))["status"]
@@ -112,7 +113,7 @@ async def test_status_tells_the_truth(world, devices, start_connector):
                 found = await world.get("a")
                 return not ready(found) and found["status"].get("message")
 
-            message = await world.until(unready)
+            message = await until_async(unready)
             assert "2 targeted, 2 applied, 1 running, 1 failed" in message
             assert "sim-2: Exited (exit code 3)" in message
             simulation.devices["sim-2"].clear_overrides()
@@ -130,7 +131,7 @@ async def test_restart_adopts(world, devices, start_connector):
             await world.await_ready("a")
         before, deployments = await world.get("a"), await world.own()
         async with start_connector("adopt") as node:
-            await world.until(lambda: node.engine.synced.is_set())
+            await until_async(lambda: node.engine.synced.is_set())
             assert node.engine.counters.statuses == 0
             assert node.engine.counters.events == 0
         after = await world.get("a")
@@ -212,7 +213,7 @@ async def test_orphan_is_collected(world, devices, start_connector):
         foreign["content"] = {"modulesContent": {"$edgeAgent": {}}}
         await world.service.create_configuration(foreign)
         async with start_connector("orphan", orphan_seconds=0.1) as node:
-            await world.until(lambda: node.engine.synced.is_set())
+            await until_async(lambda: node.engine.synced.is_set())
             assert "foreign" in {c["id"] for c in await world.service.configurations()}
 
 
@@ -225,7 +226,7 @@ async def test_refused_pod_writes_nothing(world, start_connector):
         async def told():
             return (await world.get("a")).get("status", {}).get("reason") == "ProviderFailed"
 
-        await world.until(told)
+        await until_async(told)
         message = (await world.get("a"))["status"]["message"]
         assert "spec.activeDeadlineSeconds: modules run until they are removed" in message
         assert "metadata.annotations[kvedge.io/priority]" in message
@@ -245,7 +246,7 @@ async def test_two_workloads_with_one_module_name(world, devices, start_connecto
         async def conflict():
             return (await world.get("a"))["status"].get("reason") == "ModuleConflict"
 
-        await world.until(conflict)
+        await until_async(conflict)
 
 
 async def test_failing_revisions_do_not_pile_up(world, devices, start_connector):
@@ -266,7 +267,7 @@ async def test_failing_revisions_do_not_pile_up(world, devices, start_connector)
                 found = [d for d in await world.own() if f"sensor:{wanted}" in str(d["content"])]
                 return found and (await world.get("a"))["status"]["containerStatuses"]
 
-            await world.until(placed)
+            await until_async(placed)
         await world.await_own(2)
         left = await world.own()
         assert left[0]["id"] == good["id"]
@@ -289,7 +290,7 @@ async def test_hub_outage_removes_nothing(world, devices, start_connector, knobs
                 c["type"] == "kvedge.io/Deployment" and c["status"] == "Unknown" for c in conditions
             )
 
-        await world.until(unknown)
+        await until_async(unknown)
         node = await world.client.get("/api/v1/nodes/outage")
         states = {c["type"]: c["status"] for c in node["status"]["conditions"]}
         assert (states["Ready"], states["HubReachable"]) == ("True", "False")
@@ -355,6 +356,6 @@ async def test_legacy_pod_gets_its_full_deployment(world, devices, start_connect
         assert made["priority"] // 1000 == 15
         await world.client.patch(f"{configs}/main", {"data": {"status": "stopped"}})
         device = simulation.devices["sim-1"]
-        await world.until(
+        await until_async(
             lambda: device.reported["modules"].get("main", {}).get("runtimeStatus") == "stopped"
         )

@@ -13,13 +13,13 @@ import signal
 import ssl
 import subprocess
 import sys
-import time
 import urllib.parse
 from pathlib import Path
 
 import pytest
 
 from kvedge.edgesim import identity
+from kvedge.testing.waiting import until
 
 _HERE = Path(__file__).parent
 _COUNTER = itertools.count(os.getpid() % 200 * 100)
@@ -54,18 +54,6 @@ def _double():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def wait_for(probe, *, seconds=30.0, what="the condition"):
-    """Poll until a probe gives something true, and return it."""
-    deadline = time.monotonic() + seconds
-    while True:
-        value = probe()
-        if value:
-            return value
-        if time.monotonic() > deadline:
-            raise AssertionError(f"{what} did not come true within {seconds} s")
-        time.sleep(0.05)
 
 
 class Hub:
@@ -233,7 +221,7 @@ class Edge:
                 return None
 
         try:
-            return wait_for(look, seconds=seconds, what="the report")
+            return until(look, "the report", seconds=seconds)
         except AssertionError as error:
             log = (self.folder / "daemon.log").read_text()[-4000:]
             found = json.dumps(self.hub.reported(self.device), indent=1)[-3000:]

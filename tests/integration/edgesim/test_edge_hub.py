@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import signal
 import sys
-import time
 from pathlib import Path
 
 import pytest
+
+from kvedge.testing.waiting import until
 
 ROOT = Path(__file__).parents[3]
 SENSOR = [sys.executable, str(ROOT / "images/modules/temperature_sensor/main.py")]
@@ -61,29 +62,20 @@ def events(hub, device):
     return [event for event in hub.events() if event["deviceId"] == device]
 
 
-def until(probe, *, seconds=60.0):
-    """Poll until a probe gives something true."""
-    deadline = time.monotonic() + seconds
-    while not (value := probe()):
-        assert time.monotonic() < deadline, "the condition did not come true"
-        time.sleep(0.1)
-    return value
-
-
 def test_sensor_reaches_the_hub_through_the_edge_hub(hub, edge):
     """Telemetry, twin in both directions and methods pass as the module's own identity."""
     edge.engine.images[IMAGE] = SENSOR
     hub.deploy(edge.device, {"sensor": module(env={"MESSAGE_INTERVAL_SECONDS": {"value": "0.2"}})})
     edge.start()
     edge.wait_report(running("sensor"))
-    (event, *_) = until(lambda: events(hub, edge.device))
+    (event, *_) = until(lambda: events(hub, edge.device), seconds=60)
     assert event["moduleId"] == "sensor"
-    until(lambda: hub.reported(edge.device, "sensor").get("intervalSeconds") == 0.2)
+    until(lambda: hub.reported(edge.device, "sensor").get("intervalSeconds") == 0.2, seconds=60)
     status, answer = hub.invoke(edge.device, "sensor", "reset")
     assert (status, answer["status"]) == (200, 200)
     patch = {"properties": {"desired": {"intervalSeconds": 0.5}}}
     assert hub.call("PATCH", f"/twins/{edge.device}/modules/sensor", patch, etag="*")[0] == 200
-    until(lambda: hub.reported(edge.device, "sensor").get("intervalSeconds") == 0.5)
+    until(lambda: hub.reported(edge.device, "sensor").get("intervalSeconds") == 0.5, seconds=60)
     name = f"{edge.device}/sensor"
     clients = until(
         lambda: hub.reported(edge.device, "$edgeHub")["clients"]
@@ -103,7 +95,7 @@ def test_messages_survive_outage_of_the_hub_and_kill_of_the_runtime(hub, edge):
     edge.engine.images[IMAGE] = [sys.executable, "-c", COUNTER]
     hub.deploy(edge.device, {"counter": module()})
     edge.start()
-    until(lambda: len(events(hub, edge.device)) >= 3)
+    until(lambda: len(events(hub, edge.device)) >= 3, seconds=60)
     container = edge.engine.containers["counter"]
 
     def sent():
@@ -113,11 +105,11 @@ def test_messages_survive_outage_of_the_hub_and_kill_of_the_runtime(hub, edge):
     hub.stop()
     try:
         before = sent()
-        until(lambda: sent() > before + 5)
+        until(lambda: sent() > before + 5, seconds=60)
         edge.stop(signal.SIGKILL)
         edge.start()
         again = sent()
-        until(lambda: sent() > again + 5)
+        until(lambda: sent() > again + 5, seconds=60)
         last = sent()
     finally:
         hub.start()
@@ -161,4 +153,4 @@ def test_unknown_route_is_reported(hub, edge):
     def code():
         return hub.reported(edge.device, "$edgeHub").get("lastDesiredStatus", {}).get("code")
 
-    assert until(code) == 400
+    assert until(code, seconds=60) == 400

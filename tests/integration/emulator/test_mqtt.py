@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kvedge.emulator import monitoring, tokens
+from kvedge.testing.waiting import until
 
 pytestmark = pytest.mark.filterwarnings("ignore:ssl.PROTOCOL_TLSv1_2:DeprecationWarning")
 
@@ -326,7 +327,5 @@ def test_messages_to_a_device(hub, device):
     assert message.custom_properties == {"own": "a b"}
     send({"body": "second"})
     assert heard.get(timeout=10).data == b"second"
-    deadline = time.monotonic() + 10
-    while registry.get_device(name).cloud_to_device_message_count:
-        assert time.monotonic() < deadline
+    until(lambda: not registry.get_device(name).cloud_to_device_message_count, seconds=10)
     client.shutdown()

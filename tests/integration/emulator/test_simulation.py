@@ -9,6 +9,7 @@ from azure.iot.hub.models import CloudToDeviceMethod, Configuration, Configurati
 from msrest.exceptions import HttpOperationError
 
 from kvedge.emulator.simulation import Behaviour, Plan, Simulation
+from kvedge.testing.waiting import until_async
 
 CONTENT = {
     "$edgeAgent": {
@@ -35,11 +36,9 @@ def plan(hub):
     return make
 
 
-async def until(condition, seconds=15):
-    async with asyncio.timeout(seconds):
-        while not (found := await asyncio.to_thread(condition)):  # noqa: ASYNC110 - a remote fact
-            await asyncio.sleep(0.05)
-    return found
+def elsewhere(fact):
+    """Return a fact that is asked in a thread, since the devices live in this loop."""
+    return lambda: asyncio.to_thread(fact)
 
 
 def deploy(hub):
@@ -70,7 +69,7 @@ async def test_a_mix_of_devices(hub, plan):
                 "reportedFailedCount": 2,
             }
 
-        await until(counted)
+        await until_async(elsewhere(counted))
 
 
 async def test_one_device_is_led_through_its_life(hub, plan):
@@ -84,9 +83,13 @@ async def test_one_device_is_led_through_its_life(hub, plan):
             twin = registry.get_module_twin("sim-1", "$edgeAgent")
             return twin.properties.reported.get("modules", {}).get("sensor", {})
 
-        await until(lambda: module().get("runtimeStatus") == "running")
+        await until_async(elsewhere(lambda: module().get("runtimeStatus") == "running"))
         device.override("sensor", runtimeStatus="backoff", restartCount=3)
-        await until(lambda: (module()["runtimeStatus"], module()["restartCount"]) == ("backoff", 3))
+        await until_async(
+            elsewhere(
+                lambda: (module()["runtimeStatus"], module()["restartCount"]) == ("backoff", 3)
+            )
+        )
 
         def call(name, payload=None):
             method = CloudToDeviceMethod(method_name=name, payload=payload)
@@ -98,14 +101,17 @@ async def test_one_device_is_led_through_its_life(hub, plan):
         assert answer.payload == [{"id": "sensor", "payload": "sensor of sim-1: line 10\n"}]
         assert (await asyncio.to_thread(call, "nothing")).status == 400
         device.go_offline()
-        await until(
-            lambda: registry.get_module_twin("sim-1", "$edgeAgent").connection_state != "Connected"
+        await until_async(
+            elsewhere(
+                lambda: registry.get_module_twin("sim-1", "$edgeAgent").connection_state
+                != "Connected"
+            )
         )
         with pytest.raises(HttpOperationError):
             await asyncio.to_thread(call, "ping")
         device.clear_overrides()
         device.go_online()
-        await until(lambda: module()["runtimeStatus"] == "running")
+        await until_async(elsewhere(lambda: module()["runtimeStatus"] == "running"))
 
 
 def test_shares_are_dealt_evenly(plan):

@@ -4,7 +4,6 @@ import contextlib
 import datetime
 import ipaddress
 import socket
-import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from kvedge import processes, tools
+from kvedge.testing.waiting import until
 
 _CONFIG = """\
 version: 0.1
@@ -67,13 +67,15 @@ def registry(tmp_path_factory):
     config.write_text(_CONFIG.format(root=folder / "data", port=port, cert=cert, key=key))
     child = processes.popen([program, "serve", config], log=folder / "registry.log")
     try:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
+
+        def listening():
+            assert child.poll() is None, (folder / "registry.log").read_text()
             with contextlib.suppress(OSError):
                 socket.create_connection(("127.0.0.1", port), 1).close()
-                break
-            assert child.poll() is None, (folder / "registry.log").read_text()
-            time.sleep(0.05)
+                return True
+            return False
+
+        until(listening, seconds=60)
         yield f"localhost:{port}", cert
     finally:
         child.kill()

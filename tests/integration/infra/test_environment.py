@@ -21,7 +21,8 @@ import yaml
 from infra import bringing, engine
 from kvedge import errors, iothub, processes
 from kvedge.redact import Secret
-from kvedge.testing.sites import kubectl, until
+from kvedge.testing.sites import kubectl
+from kvedge.testing.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

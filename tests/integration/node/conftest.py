@@ -62,20 +62,3 @@ def start_node(cluster):  # noqa: F811
                 await task
 
     return start
-
-
-@pytest.fixture
-def until():
-    """Return what awaits a condition, a function or a coroutine function, for some seconds."""
-
-    async def wait(condition, seconds=20.0):
-        async with asyncio.timeout(seconds):
-            while True:
-                found = condition()
-                if asyncio.iscoroutine(found):
-                    found = await found
-                if found:
-                    return found
-                await asyncio.sleep(0.02)
-
-    return wait

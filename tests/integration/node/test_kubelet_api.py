@@ -9,6 +9,7 @@ import pytest
 
 from kvedge.node import running
 from kvedge.node.mock import MockProvider
+from kvedge.testing.waiting import until_async
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -23,7 +24,7 @@ class Talking(MockProvider):
 
 
 @pytest.fixture
-async def kubelet(start_node, client, namespace, until, cluster):
+async def kubelet(start_node, client, namespace, cluster):
     """A node with one running pod, and a session that trusts its self-signed certificate."""
     provider = Talking()
     serving = running.Serving(listen="127.0.0.1", port=0)
@@ -43,8 +44,8 @@ async def kubelet(start_node, client, namespace, until, cluster):
             found = await client.get(f"{pods}/a")
             return (found.get("status") or {}).get("phase") == "Running"
 
-        await until(running_pod)
-        await until(lambda: node.api is not None)
+        await until_async(running_pod)
+        await until_async(lambda: node.api is not None)
         context = ssl.create_default_context()
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         connector = aiohttp.TCPConnector(ssl=context)

@@ -8,6 +8,7 @@ import pytest
 
 from kvedge import errors
 from kvedge.node.mock import MockProvider
+from kvedge.testing.waiting import until_async
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -72,7 +73,7 @@ async def _gone(client, namespace, name):
     return False
 
 
-async def test_life_of_a_pod(client, namespace, start_node, until):
+async def test_life_of_a_pod(client, namespace, start_node):
     """A pod runs, is changed and leaves at once although its grace period is 30 seconds."""
     provider = Recording()
     pods = f"/api/v1/namespaces/{namespace}/pods"
@@ -82,9 +83,9 @@ async def test_life_of_a_pod(client, namespace, start_node, until):
         async def running():
             return await _phase(client, namespace, "a") == "Running"
 
-        await until(running)
+        await until_async(running)
         await client.patch(f"{pods}/a", {"metadata": {"labels": {"x": "y"}}})
-        await until(lambda: ("update", "a") in provider.calls)
+        await until_async(lambda: ("update", "a") in provider.calls)
         found = await client.get(f"{pods}/a")
         assert found["metadata"]["labels"] == {"x": "y"}
         began = asyncio.get_running_loop().time()
@@ -93,7 +94,7 @@ async def test_life_of_a_pod(client, namespace, start_node, until):
         async def gone():
             return await _gone(client, namespace, "a")
 
-        await until(gone)
+        await until_async(gone)
         assert asyncio.get_running_loop().time() - began < 10
         await node.engine.events.flush()
         assert provider.calls == [("create", "a"), ("update", "a"), ("delete", "a")]
@@ -102,7 +103,7 @@ async def test_life_of_a_pod(client, namespace, start_node, until):
         )
 
 
-async def test_restart_writes_nothing(client, namespace, start_node, until):
+async def test_restart_writes_nothing(client, namespace, start_node):
     """A node that starts again leaves the status of running pods as it is."""
     pods = f"/api/v1/namespaces/{namespace}/pods"
     async with start_node("again"):
@@ -111,11 +112,11 @@ async def test_restart_writes_nothing(client, namespace, start_node, until):
         async def running():
             return await _phase(client, namespace, "a") == "Running"
 
-        await until(running)
+        await until_async(running)
     before = await client.get(f"{pods}/a")
     provider = Recording()
     async with start_node("again", provider) as node:
-        await until(lambda: node.engine.synced.is_set())
+        await until_async(lambda: node.engine.synced.is_set())
         assert node.engine.counters.statuses == 0
         assert node.engine.counters.events == 0
     after = await client.get(f"{pods}/a")
@@ -123,7 +124,7 @@ async def test_restart_writes_nothing(client, namespace, start_node, until):
     assert provider.calls == [("create", "a")]
 
 
-async def test_missing_config_map_wakes_the_pod(client, namespace, start_node, until):
+async def test_missing_config_map_wakes_the_pod(client, namespace, start_node):
     """A pod waits with a reason for a mandatory ConfigMap and runs as soon as it arrives."""
     pods = f"/api/v1/namespaces/{namespace}/pods"
     env = [{"name": "K", "valueFrom": {"configMapKeyRef": {"name": "late", "key": "k"}}}]
@@ -136,7 +137,7 @@ async def test_missing_config_map_wakes_the_pod(client, namespace, start_node, u
             states = [c["state"] for c in found["status"].get("containerStatuses", ())]
             return [s["waiting"]["reason"] for s in states] == ["CreateContainerConfigError"]
 
-        await until(waiting)
+        await until_async(waiting)
         assert provider.calls == []
         config = {
             "apiVersion": "v1",
@@ -149,13 +150,13 @@ async def test_missing_config_map_wakes_the_pod(client, namespace, start_node, u
         async def running():
             return await _phase(client, namespace, "a") == "Running"
 
-        await until(running)
+        await until_async(running)
         assert provider.works["a"].env == {"c": {"K": "v"}}
         await node.engine.events.flush()
         assert "MandatoryConfigMapNotFound" in await _events(client, namespace)
 
 
-async def test_force_deleted_pod_ends_at_the_provider(client, namespace, start_node, until):
+async def test_force_deleted_pod_ends_at_the_provider(client, namespace, start_node):
     """A pod whose object vanishes is ended at the provider and no longer listed as running."""
     pods = f"/api/v1/namespaces/{namespace}/pods"
     provider = Recording()
@@ -165,14 +166,14 @@ async def test_force_deleted_pod_ends_at_the_provider(client, namespace, start_n
         async def running():
             return await _phase(client, namespace, "a") == "Running"
 
-        await until(running)
+        await until_async(running)
         assert b'"a"' in node.engine.pod_list(running=True)
         await client.delete(f"{pods}/a", gracePeriodSeconds=0)
-        await until(lambda: ("delete", "a") in provider.calls)
-        await until(lambda: b'"a"' not in node.engine.pod_list(running=True))
+        await until_async(lambda: ("delete", "a") in provider.calls)
+        await until_async(lambda: b'"a"' not in node.engine.pod_list(running=True))
 
 
-async def test_passing_failure_is_tried_again(client, namespace, start_node, until):
+async def test_passing_failure_is_tried_again(client, namespace, start_node):
     """A provider's passing failure keeps the pod Pending with its words, then it runs."""
     pods = f"/api/v1/namespaces/{namespace}/pods"
     provider = Recording()
@@ -183,7 +184,7 @@ async def test_passing_failure_is_tried_again(client, namespace, start_node, unt
         async def running():
             return await _phase(client, namespace, "a") == "Running"
 
-        await until(running)
+        await until_async(running)
         assert provider.calls == [("create", "a"), ("create", "a")]
         await node.engine.events.flush()
         assert {"ProviderCreateFailed", "ProviderCreateSuccess"} <= set(
@@ -191,7 +192,7 @@ async def test_passing_failure_is_tried_again(client, namespace, start_node, unt
         )
 
 
-async def test_refused_pod_is_not_tried_again(client, namespace, start_node, until):
+async def test_refused_pod_is_not_tried_again(client, namespace, start_node):
     """What a provider refuses stays Pending with every reason and is not retried."""
     pods = f"/api/v1/namespaces/{namespace}/pods"
     provider = Recording()
@@ -204,13 +205,13 @@ async def test_refused_pod_is_not_tried_again(client, namespace, start_node, unt
             found = await client.get(f"{pods}/a")
             return found["status"].get("reason") == "ProviderFailed" and found
 
-        found = await until(told)
+        found = await until_async(told)
         assert "spec.x: cannot be done (leave it out)" in found["status"]["message"]
         assert found["status"]["phase"] == "Pending"
         assert provider.calls == [("create", "a")]
 
 
-async def test_foreign_status_write_is_mended(client, namespace, start_node, until):
+async def test_foreign_status_write_is_mended(client, namespace, start_node):
     """When somebody else marks a pod not ready, the node writes the truth again."""
     pods = f"/api/v1/namespaces/{namespace}/pods"
     async with start_node("mending"):
@@ -221,13 +222,13 @@ async def test_foreign_status_write_is_mended(client, namespace, start_node, unt
             conditions = found["status"].get("conditions", ())
             return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
 
-        await until(ready)
+        await until_async(ready)
         body = {"status": {"conditions": [{"type": "Ready", "status": "False"}]}}
         await client.patch(f"{pods}/a/status", body, "strategic")
-        await until(ready)
+        await until_async(ready)
 
 
-async def test_slow_provider_does_not_queue_pods(client, namespace, start_node, until):
+async def test_slow_provider_does_not_queue_pods(client, namespace, start_node):
     """Fifty pods on a provider that takes a second run after about one second, not fifty."""
     pods = f"/api/v1/namespaces/{namespace}/pods"
     async with start_node("slow", MockProvider(latency_seconds=1.0)) as node:
@@ -235,11 +236,11 @@ async def test_slow_provider_does_not_queue_pods(client, namespace, start_node, 
             for index in range(50):
                 group.create_task(client.post(pods, pod(f"p{index}", "slow")))
         began = asyncio.get_running_loop().time()
-        await until(lambda: node.engine.counters.statuses >= 50)
+        await until_async(lambda: node.engine.counters.statuses >= 50)
         assert asyncio.get_running_loop().time() - began < 10
 
 
-async def test_node_is_made_again(client, start_node, until):
+async def test_node_is_made_again(client, start_node):
     """A node object that somebody deletes comes back with labels and taint."""
     async with start_node("lost"):
         before = await client.get("/api/v1/nodes/lost")
@@ -252,7 +253,7 @@ async def test_node_is_made_again(client, start_node, until):
                 return None
             return found["metadata"]["uid"] != before["metadata"]["uid"] and found
 
-        found = await until(back)
+        found = await until_async(back)
         assert found["metadata"]["labels"]["type"] == "virtual-kubelet"
         assert {"key": "virtual-kubelet.io/provider", "value": "mock", "effect": "NoSchedule"} in (
             found["spec"]["taints"]

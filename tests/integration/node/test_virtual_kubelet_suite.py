@@ -11,7 +11,8 @@ import pytest
 
 from kvedge import processes, tools
 from kvedge.site import namespace
-from kvedge.testing.sites import kubectl, until
+from kvedge.testing.sites import kubectl
+from kvedge.testing.waiting import until
 
 pytestmark = [pytest.mark.site, pytest.mark.slow, pytest.mark.timeout(900)]
 

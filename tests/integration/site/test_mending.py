@@ -11,7 +11,8 @@ import pytest
 
 from kvedge import processes
 from kvedge.site import control, namespace, processtable
-from kvedge.testing.sites import kubectl, run_kvedge, until
+from kvedge.testing.sites import kubectl, run_kvedge
+from kvedge.testing.waiting import until
 
 pytestmark = pytest.mark.site
 

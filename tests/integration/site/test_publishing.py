@@ -12,7 +12,7 @@ import pytest
 
 from kvedge import errors, processes
 from kvedge.site import publishing, state
-from kvedge.testing.sites import until
+from kvedge.testing.waiting import until
 
 
 @pytest.fixture

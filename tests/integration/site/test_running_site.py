@@ -8,7 +8,8 @@ import pytest
 
 from kvedge import processes
 from kvedge.site import control
-from kvedge.testing.sites import inside, kubectl, until
+from kvedge.testing.sites import inside, kubectl
+from kvedge.testing.waiting import until
 
 pytestmark = pytest.mark.site
 

@@ -10,6 +10,7 @@ from kvedge import errors, processes
 from kvedge.site.host import qemu
 from kvedge.site.host.machine import Machine
 from kvedge.site.host.monitor import Monitor
+from kvedge.testing.waiting import until_async
 
 
 def _argv(disk, *more):
@@ -18,12 +19,6 @@ def _argv(disk, *more):
         "-nodefaults", "-no-user-config", "-no-shutdown", "-qmp", f"unix:{qemu.MONITOR_SOCKET},server=on,wait=off",
         "-drive", f"file={disk},format=raw,if=ide", *more,
     ]  # fmt: skip
-
-
-async def _until(fact):
-    async with asyncio.timeout(20):
-        while not fact():  # noqa: ASYNC110 - a fact about another process
-            await asyncio.sleep(0.02)
 
 
 @pytest.fixture
@@ -42,7 +37,7 @@ def machine(tmp_path, crew):
 async def test_a_guest_that_powers_off_has_succeeded(machine, boot_disk):
     """The guest's own power off is told from every other end, and QEMU goes."""
     await machine.start(_argv(boot_disk("poweroff")))
-    await _until(lambda: not machine.running)
+    await until_async(lambda: not machine.running)
     assert machine.ending == "guest"
     assert processes.start_time(machine.pid) is None
 
@@ -51,7 +46,7 @@ async def test_a_killed_qemu_is_a_crash(machine, boot_disk):
     """Nobody asked for it, so it has failed."""
     await machine.start(_argv(boot_disk("sleep")))
     os.kill(machine.pid, 9)
-    await _until(lambda: not machine.running)
+    await until_async(lambda: not machine.running)
     assert machine.ending == "crashed"
 
 

@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from kvedge import processes, tools
-from kvedge.testing.sites import kubectl, until
+from kvedge.testing.sites import kubectl
+from kvedge.testing.waiting import until
 
 pytestmark = pytest.mark.site
 
