@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 
 from kvedge import errors
-from kvedge.node.provider import LogOptions
+from kvedge.node import streaming
+from kvedge.node.provider import Attaches, Executes, Forwards, LogOptions
 from kvedge.node.sending import timestamp
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ __all__ = ["KubeletApi"]
 _log = logging.getLogger(__name__)
 _OPEN = frozenset({"/healthz", "/readyz", "/livez"})
 _SUBRESOURCES = {"stats": "stats", "metrics": "metrics", "containerLogs": "log"}
+_STREAMING = frozenset({"exec", "attach", "portForward"})
 _JSON = "application/json"
 _TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -76,9 +78,13 @@ class KubeletApi:
             get(path, handler)
             if "{" not in path:
                 get(f"{path}/", handler)
-        for kind in ("exec", "attach"):
-            app.router.add_route("*", f"/{kind}/{{rest:.*}}", self._not_offered)
-        app.router.add_route("*", "/portForward/{rest:.*}", self._not_offered)
+        for method in ("GET", "POST"):
+            # Some callers put the pod's UID between its name and the container's.
+            for uid in ("", "/{uid}"):
+                pod = f"{{namespace}}/{{pod}}{uid}"
+                app.router.add_route(method, f"/exec/{pod}/{{container}}", self._exec)
+                app.router.add_route(method, f"/attach/{pod}/{{container}}", self._attach)
+                app.router.add_route(method, f"/portForward/{pod}", self._forward)
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=2)
         await self._runner.setup()
         site = web.TCPSite(self._runner, address, port, ssl_context=tls)
@@ -120,9 +126,9 @@ class KubeletApi:
         first = request.path.split("/")[1]
         token = request.headers.get("Authorization", "").removeprefix("Bearer ").strip()
         peer = request.transport.get_extra_info("peercert") if request.transport else None
-        return await self._reviewer.review(
-            request.method, _SUBRESOURCES.get(first, "proxy"), token, peer
-        )
+        # A WebSocket comes by GET, but who may only read must not run commands.
+        method = "POST" if first in _STREAMING else request.method
+        return await self._reviewer.review(method, _SUBRESOURCES.get(first, "proxy"), token, peer)
 
     def _leading(self) -> PodEngine:
         if self.engine is None:
@@ -157,21 +163,58 @@ class KubeletApi:
         }
         return web.json_response({"kubeletconfig": config})
 
-    async def _not_offered(self, request: web.Request) -> web.Response:
-        kind = request.path.split("/")[1]
-        message = f"provider {self._provider.name!r} does not offer {kind}"
-        return web.Response(status=501, text=message)
+    async def _exec(self, request: web.Request) -> web.StreamResponse:
+        pod, container = self._container(request, "run a command in")
+        provider, command = self._provider, request.query.getall("command", [])
+        if not isinstance(provider, Executes):
+            return self._not_offered("exec")
+        if not command:
+            raise errors.Unsupported("command", "is empty")
+        return await streaming.run_terminal(
+            request, lambda terminal: provider.execute(pod, container, command, terminal)
+        )
+
+    async def _attach(self, request: web.Request) -> web.StreamResponse:
+        pod, container = self._container(request, "attach to")
+        provider = self._provider
+        if not isinstance(provider, Attaches):
+            return self._not_offered("attach")
+        return await streaming.run_terminal(
+            request, lambda terminal: provider.attach(pod, container, terminal)
+        )
+
+    async def _forward(self, request: web.Request) -> web.StreamResponse:
+        pod, provider = self._pod(request, "forward a port of"), self._provider
+        if not isinstance(provider, Forwards):
+            return self._not_offered("port-forward")
+        return await streaming.forward_ports(
+            request, lambda port, stream: provider.forward(pod, port, stream)
+        )
+
+    def _not_offered(self, what: str) -> web.Response:
+        text = f"provider {self._provider.name!r} does not offer {what}"
+        return web.Response(status=501, text=text)
+
+    def _pod(self, request: web.Request, attempt: str) -> KubeObject:
+        match = request.match_info
+        pod = self._leading().find(match["namespace"], match["pod"])
+        if pod is None or match.get("uid", pod["metadata"]["uid"]) != pod["metadata"]["uid"]:
+            name = f"{match['namespace']}/{match['pod']}"
+            raise errors.NotFound(f"{attempt} {name!r}", status=404, reason="NoSuchPod")
+        return pod
+
+    def _container(self, request: web.Request, attempt: str) -> tuple[KubeObject, str]:
+        pod, container = self._pod(request, attempt), request.match_info["container"]
+        if container not in _container_names(pod):
+            name = f"{pod['metadata']['namespace']}/{pod['metadata']['name']}"
+            raise errors.NotFound(
+                f"{attempt} {name!r}", status=404, details=f"no container {container!r}"
+            )
+        return pod, container
 
     async def _logs(self, request: web.Request) -> web.StreamResponse:
-        match, query = request.match_info, request.query
-        pod = self._leading().find(match["namespace"], match["pod"])
-        name = f"{match['namespace']}/{match['pod']}"
-        if pod is None:
-            raise errors.NotFound(f"read logs of {name!r}", status=404, reason="NoSuchPod")
-        if match["container"] not in _container_names(pod):
-            raise errors.NotFound(
-                f"read logs of {name!r}", status=404, details=f"no container {match['container']!r}"
-            )
+        pod, container = self._container(request, "read logs of")
+        query = request.query
         options = LogOptions(
             tail=_number(query, "tailLines"),
             follow=query.get("follow") == "true",
@@ -181,7 +224,7 @@ class KubeletApi:
             previous=query.get("previous") == "true",
             limit_bytes=_number(query, "limitBytes"),
         )
-        stream = self._provider.logs(pod, match["container"], options)
+        stream = self._provider.logs(pod, container, options)
         answer = web.StreamResponse(headers={"Content-Type": "text/plain"})
         if not options.follow:
             # The first piece is awaited before the head goes out, so that a failure has a status.

@@ -11,11 +11,11 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from kvedge import errors
-from kvedge.node.provider import Health, LogOptions, Outcome, Reporter, Work
+from kvedge.node.provider import LogOptions, Outcome, Provider, Stream, Terminal, Work
 from kvedge.node.sending import timestamp
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Sequence
     from pathlib import Path
 
     from kvedge.wire import KubeObject
@@ -39,57 +39,33 @@ def load_capacity(path: Path | None, node: str) -> dict[str, str]:
     return {key: str(mine.get(key) or usual) for key, usual in _DEFAULTS.items()}
 
 
-class MockProvider:
-    """Pods that run nowhere."""
+class MockProvider(Provider):
+    """Pods that run nowhere; their commands, terminals and ports answer what they are sent."""
 
     name = "mock"
     service_links = True
 
     def __init__(self, *, latency_seconds: float = 0.0) -> None:
         self._latency = latency_seconds
-        self._pods: dict[str, tuple[str, str]] = {}
-        """Namespace and name by UID."""
-
-    async def start(self, reporter: Reporter) -> None:
-        """Begin; there is nothing to do."""
-
-    async def stop(self) -> None:
-        """End; there is nothing to do."""
-
-    def wants(self, pod: KubeObject) -> Sequence[tuple[str, str]]:
-        """Ask for nothing."""
-        del pod
-        return ()
+        self._pods: set[str] = set()
+        """UIDs."""
 
     async def create(self, work: Work) -> Outcome:
         """Say that the pod runs; one that ran already goes on as it was."""
-        metadata = work.pod["metadata"]
         before = work.pod.get("status") or {}
         adopted = before.get("phase") == "Running" and before.get("podIP") is not None
         if self._latency and not adopted:
             await asyncio.sleep(self._latency)
-        self._pods[metadata["uid"]] = (metadata["namespace"], metadata["name"])
-        if adopted:
-            return Outcome(adopted=True)
-        return Outcome(status=_running(work.pod))
-
-    async def update(self, work: Work) -> Outcome:
-        """Take the change without a trace, as Go's mock does."""
-        del work
-        return Outcome()
+        self._pods.add(work.uid)
+        return Outcome(adopted=True) if adopted else Outcome(status=_running(work.pod))
 
     async def delete(self, pod: KubeObject) -> bool:
         """End the pod at once."""
-        if self._pods.pop(pod["metadata"]["uid"], None) and self._latency:
+        uid = pod["metadata"]["uid"]
+        if uid in self._pods and self._latency:
             await asyncio.sleep(self._latency)
+        self._pods.discard(uid)
         return True
-
-    async def listed(self, uids: frozenset[str]) -> None:
-        """Learn which pods exist; there are no orphans in memory."""
-
-    def health(self) -> Health:
-        """Tell that all is well."""
-        return Health()
 
     async def logs(
         self, pod: KubeObject, container: str, options: LogOptions
@@ -98,9 +74,27 @@ class MockProvider:
         del pod, container, options
         yield b""
 
-    async def usage(self) -> Mapping[str, Mapping[str, tuple[float, int]]]:
-        """Report that nothing is used."""
-        return {}
+    async def execute(
+        self, pod: KubeObject, container: str, command: Sequence[str], terminal: Terminal
+    ) -> int:
+        """Print the command, then its input; `exit N` ends with that code."""
+        if command[0] == "exit":
+            return int(command[1]) if command[1:] and command[1].isdigit() else 0
+        await terminal.write(" ".join(command).encode() + b"\n")
+        return await self.attach(pod, container, terminal)
+
+    async def attach(self, pod: KubeObject, container: str, terminal: Terminal) -> int:
+        """Answer input with itself."""
+        del pod, container
+        while data := await terminal.read():
+            await terminal.write(data)
+        return 0
+
+    async def forward(self, pod: KubeObject, port: int, stream: Stream) -> None:
+        """Answer bytes with themselves."""
+        del pod, port
+        while data := await stream.read():
+            await stream.write(data)
 
 
 def _running(pod: KubeObject) -> dict[str, Any]:

@@ -52,6 +52,8 @@ class NodeSpec:
     taint: tuple[str, str, str] | None = None
     """Key, value and effect; None takes the provider's usual one."""
     no_taint: bool = False
+    declared_features: tuple[str, ...] = ("ExtendWebSocketsToKubelet",)
+    """What newer API servers may ask of the kubelet API: callers' WebSockets as they are."""
 
     def all_labels(self) -> dict[str, str]:
         """Return the labels that schedulers, load balancers and people look for."""
@@ -209,6 +211,8 @@ class NodeKeeper:
             "allocatable": dict(spec.capacity),
             "conditions": conditions,
             "addresses": [{"type": "InternalIP", "address": spec.address}],
+            # Unknown to API servers before 1.35, which leave it out.
+            "declaredFeatures": list(spec.declared_features),
             "daemonEndpoints": {"kubeletEndpoint": {"Port": spec.port}},
             "nodeInfo": {
                 "architecture": "amd64",

@@ -19,6 +19,7 @@ import orjson
 from kvedge import errors
 from kvedge.node import env as environment
 from kvedge.node import status as statuses
+from kvedge.node.admission import Admission
 from kvedge.node.objects import Objects
 from kvedge.node.provider import Work
 from kvedge.node.sending import Counters, EventLane, PodLane
@@ -44,9 +45,9 @@ class _Actor:
     """What the engine knows about one pod."""
 
     __slots__ = (
-        "acked", "deleting", "dirty", "ended", "failures", "inputs", "mark", "name", "namespace",
-        "placed", "placed_mark", "raw", "refresh", "removed", "retry", "running", "task", "told",
-        "uid", "vanished", "version", "wanted",
+        "acked", "admitted", "deleting", "dirty", "ended", "failures", "inputs", "mark", "name",
+        "namespace", "placed", "placed_mark", "raw", "refresh", "refused", "removed", "retry",
+        "running", "task", "told", "uid", "vanished", "version", "wanted",
     )  # fmt: skip
 
     def __init__(self, uid: str, namespace: str, name: str) -> None:
@@ -65,6 +66,7 @@ class _Actor:
         self.wanted: dict[str, Any] | None = None
         self.acked: dict[str, Any] | None = None
         """The status that the API server took last."""
+        self.admitted = self.refused = False
         self.deleting = self.vanished = self.ended = self.removed = self.running = False
         self.dirty = False
         self.task: asyncio.Task[Any] | None = None
@@ -95,9 +97,12 @@ class PodEngine:
             client, self._lane, self.counters, f"{node.name}/pod-controller", node.name
         )
         self._objects = Objects(client, tasks, self._changed)
+        self._admission = Admission(node.name, node.all_labels(), node.capacity)
         self._facts = environment.Facts(
             node=node.name, host_ip=node.address, allocatable=node.capacity
         )
+        self.listed = False
+        """All pods of the API server are known; those that were seen first may wait for others."""
         self.synced = asyncio.Event()
         """All pods of the API server were seen once."""
 
@@ -110,6 +115,7 @@ class PodEngine:
         async with contextlib.aclosing(watch) as stream:
             async for kind, obj in stream:
                 if kind == "SYNCED":
+                    self.listed = True
                     self._tasks.spawn(self._tell_listed(), "tell-listed")
                 elif kind == "DELETED":
                     self._vanished(obj)
@@ -139,6 +145,10 @@ class PodEngine:
         actor = self._actors.get(uid)
         if actor is None:
             actor = self._actors[uid] = _Actor(uid, metadata["namespace"], metadata["name"])
+            if (obj.get("status") or {}).get("phase") == "Running":
+                # Counted at once, so that it goes before all that do not run yet.
+                self._admission.count(obj)
+                actor.admitted = True
         elif version <= actor.version:
             return
         if self._store(actor, obj, version):
@@ -220,7 +230,12 @@ class PodEngine:
             await self._end(actor)
         else:
             pod = orjson.loads(actor.raw)
-            if (pod.get("status") or {}).get("phase") in _TERMINAL:
+            phase = (pod.get("status") or {}).get("phase")
+            if phase in _TERMINAL:
+                self._admission.release(actor.uid)
+                return
+            if not actor.admitted and not self._admitted(actor, pod):
+                await self._flush(actor)
                 return
             if actor.placed_mark != actor.mark or actor.refresh:
                 await self._place(actor, pod)
@@ -242,6 +257,19 @@ class PodEngine:
         self._wake(actor)
 
     # Placing
+
+    def _admitted(self, actor: _Actor, pod: KubeObject) -> bool:
+        """Tell whether a new pod fits."""
+        if actor.refused:
+            return False
+        refusal = self._admission.refusal(pod, room_is_known=self.listed)
+        if refusal is None:
+            actor.admitted = True
+            return True
+        actor.refused = True
+        self._tell(actor, refusal.reason, refusal.message, warning=True)
+        actor.wanted = statuses.refused_status(refusal.reason, refusal.message)
+        return False
 
     async def _place(self, actor: _Actor, pod: KubeObject) -> None:
         mark, actor.refresh = actor.mark, False
@@ -364,6 +392,7 @@ class PodEngine:
                 self._tell(actor, "ProviderDeleteSuccess", "Delete pod in provider successfully")
         if self._linger and not actor.vanished:
             await asyncio.sleep(self._linger)
+        self._admission.release(actor.uid)
         await self._lane.delete(actor.namespace, actor.name, actor.uid)
         actor.removed = True
 
@@ -374,6 +403,7 @@ class PodEngine:
             if not await self._provider.delete(pod):
                 return
         self._objects.drop(actor.uid)
+        self._admission.release(actor.uid)
         self._actors.pop(actor.uid, None)
 
     # Reporter

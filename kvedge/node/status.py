@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from kvedge.wire import KubeObject
 
-__all__ = ["all_terminated", "covers", "waiting_status"]
+__all__ = ["covers", "refused_status", "waiting_status"]
 
 _EMPTY: tuple[Any, ...] = (None, "", [], {})
 _BY_TYPE = "conditions"
@@ -41,15 +41,11 @@ def _same(found: Any, wanted: Any) -> bool:
     return found == wanted or (found in _EMPTY and wanted in _EMPTY)
 
 
-def all_terminated(status: Mapping[str, Any]) -> bool:
-    """Tell whether no container of a pod can be running."""
-    if status.get("phase") in ("Succeeded", "Failed"):
-        return True
-    return not any(
-        "running" in (entry.get("state") or {})
-        for kind in ("initContainerStatuses", "containerStatuses")
-        for entry in status.get(kind) or ()
-    )
+def refused_status(reason: str, message: str) -> dict[str, Any]:
+    """Return the status of a pod that the node does not take; it is final."""
+    return {
+        "phase": "Failed", "reason": reason, "message": message, "startTime": timestamp(),
+    }  # fmt: skip
 
 
 def waiting_status(

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import os
 import secrets
 import shutil
 import signal
 import socket
 import ssl
+import sys
 import tempfile
 import time
 import urllib.request
@@ -21,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import yaml
 
 from kvedge import processes, tools
 
@@ -43,11 +46,19 @@ class Cluster:
     """What the API server printed."""
     pids: dict[str, int]
     """Process ids by program."""
+    kubelet_client: Path
+    """Certificate that the API server shows to kubelets; it signs itself."""
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """Yield an API server that all tests of the session share."""
+    """Yield an API server that all tests of the session share.
+
+    With KVEDGE_TEST_CLUSTER=<folder> it is the one of `python -m kvedge.testing.clusters <folder>`.
+    """
+    if given := os.environ.get("KVEDGE_TEST_CLUSTER"):
+        yield _cluster(Path(given), {})
+        return
     folder = Path(tempfile.mkdtemp(prefix="kvedge-cluster-"))
     try:
         with running_cluster(folder) as running:
@@ -65,6 +76,9 @@ def running_cluster(folder: Path, options: Sequence[str] = ()) -> Iterator[Clust
     (folder / "tokens.csv").write_text(f"{token},admin,admin,system:masters\n")
     key = folder / "sa.key"
     key.write_bytes(_private_key())
+    client, client_key = folder / "kubelet-client.crt", folder / "kubelet-client.key"
+    client_key.write_bytes(_private_key())
+    client.write_bytes(_client_certificate(client_key.read_bytes()))
     etcd_url = f"http://127.0.0.1:{etcd_port}"
     log = folder / "apiserver.log"
     started: list[subprocess.Popen[bytes]] = []
@@ -96,6 +110,8 @@ def running_cluster(folder: Path, options: Sequence[str] = ()) -> Iterator[Clust
                     "--service-account-issuer=https://kubernetes.default.svc",
                     f"--service-account-key-file={key}",
                     f"--service-account-signing-key-file={key}",
+                    f"--kubelet-client-certificate={client}",
+                    f"--kubelet-client-key={client_key}",
                     f"--token-auth-file={folder / 'tokens.csv'}",
                     "--authorization-mode=RBAC",
                     "--service-cluster-ip-range=10.96.0.0/16",
@@ -107,16 +123,26 @@ def running_cluster(folder: Path, options: Sequence[str] = ()) -> Iterator[Clust
         )
         url = f"https://127.0.0.1:{api_port}"
         _await_ready(url, token, started, log)
-        kubeconfig = folder / "kubeconfig"
-        kubeconfig.write_text(_KUBECONFIG.format(url=url, token=token))
+        (folder / "kubeconfig").write_text(_KUBECONFIG.format(url=url, token=token))
         pids = {"etcd": started[0].pid, "kube-apiserver": started[1].pid}
-        yield Cluster(url=url, kubeconfig=kubeconfig, log=log, pids=pids)
+        yield _cluster(folder, pids)
     finally:
         # Without etcd the API server lingers, so it goes first.
         for process in reversed(started):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+def _cluster(folder: Path, pids: dict[str, int]) -> Cluster:
+    kubeconfig = folder / "kubeconfig"
+    return Cluster(
+        url=yaml.safe_load(kubeconfig.read_text())["clusters"][0]["cluster"]["server"],
+        kubeconfig=kubeconfig,
+        log=folder / "apiserver.log",
+        pids=pids,
+        kubelet_client=folder / "kubelet-client.crt",
+    )
 
 
 _KUBECONFIG = """\
@@ -151,6 +177,32 @@ def _private_key() -> bytes:
     )
 
 
+def _client_certificate(key: bytes) -> bytes:
+    """Return a certificate of the API server for kubelets."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+    private = serialization.load_pem_private_key(key, None)
+    assert isinstance(private, ec.EllipticCurvePrivateKey)
+    name = x509.Name(
+        [
+            x509.NameAttribute(NameOID.ORGANIZATION_NAME, "system:masters"),
+            x509.NameAttribute(NameOID.COMMON_NAME, "kube-apiserver-kubelet-client"),
+        ]
+    )
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder(name, name, private.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(minutes=5))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
+        .sign(private, hashes.SHA256())
+    )
+    return made.public_bytes(serialization.Encoding.PEM)
+
+
 def _await_ready(url: str, token: str, started: list[subprocess.Popen[bytes]], log: Path) -> None:
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
@@ -172,3 +224,9 @@ def _await_ready(url: str, token: str, started: list[subprocess.Popen[bytes]], l
             break
         time.sleep(0.1)
     raise RuntimeError("the API server does not start:\n" + log.read_text()[-2000:])
+
+
+if __name__ == "__main__":
+    with running_cluster(Path(sys.argv[1])) as _found:
+        print(f"KVEDGE_TEST_CLUSTER={sys.argv[1]}", flush=True)  # noqa: T201 - for the shell
+        signal.sigwait({signal.SIGINT, signal.SIGTERM})

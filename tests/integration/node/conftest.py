@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
+import secrets
 
 import pytest
 
@@ -12,8 +12,6 @@ from kvedge import kube
 from kvedge.node import NodeSpec, running
 from kvedge.node.mock import MockProvider
 from kvedge.testing.clusters import cluster  # noqa: F401 - a fixture
-
-_serial = itertools.count(1)
 
 
 @pytest.fixture
@@ -26,7 +24,7 @@ async def client(cluster):  # noqa: F811
 @pytest.fixture
 async def namespace(client):
     """A namespace of its own for each test."""
-    name = f"t{next(_serial)}"
+    name = f"t{secrets.token_hex(4)}"
     body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
     await client.post("/api/v1/namespaces", body)
     return name
@@ -37,16 +35,19 @@ def start_node(cluster):  # noqa: F811
     """Return what starts a virtual node as an async context: `start_node(name, provider)`."""
 
     @contextlib.asynccontextmanager
-    async def start(name=None, provider=None, *, registered=True, **options):
+    async def start(name=None, provider=None, *, registered=True, spec=None, **options):
         stop = asyncio.Event()
         node = running.VirtualNode(
             config=kube.load_config(cluster.kubeconfig),
             spec=NodeSpec(
-                name=name or f"n{next(_serial)}",
-                address="127.0.0.1",
-                port=10250,
+                name=name or f"n{secrets.token_hex(4)}",
                 provider="mock",
-                capacity={"cpu": "100", "memory": "100Gi", "pods": "1000"},
+                **{
+                    "address": "127.0.0.1",
+                    "port": 10250,
+                    "capacity": {"cpu": "100", "memory": "100Gi", "pods": "1000"},
+                    **(spec or {}),
+                },
             ),
             provider=provider or MockProvider(),
             **options,
