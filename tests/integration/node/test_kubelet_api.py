@@ -106,7 +106,16 @@ async def test_statistics_and_metrics(kubelet, namespace):
         assert "kvedge_node_status_patches_total 1" in await answer.text()
 
 
-async def test_what_is_not_offered_says_so(kubelet, namespace):
-    """Exec on a provider without it is answered, not dropped."""
-    async with kubelet.post(f"/exec/{namespace}/a/c") as answer:
-        assert answer.status == 501
+async def test_a_command_needs_an_upgrade(kubelet, namespace):
+    """What is no upgrade to a known protocol is told so, and unknown containers are not found."""
+    where = f"/exec/{namespace}/a"
+    query = {"command": "ls", "output": "1"}
+    async with kubelet.post(f"{where}/c", params=query) as answer:
+        assert answer.status == 400
+        assert "must be SPDY/3.1 or websocket" in await answer.text()
+    async with kubelet.post(f"{where}/c", params={"output": "1"}) as answer:
+        assert (answer.status, await answer.text()) == (400, "command: is empty")
+    async with kubelet.post(f"{where}/x", params=query) as answer:
+        assert answer.status == 404
+    async with kubelet.get(f"{where}/c", params=query, headers={"Authorization": ""}) as answer:
+        assert answer.status == 401
