@@ -150,7 +150,7 @@ def _holds(entry: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
     if operator == "DoesNotExist":
         return found is None
     try:
-        number, bound = int(found or ""), int(values[0])
-    except (ValueError, IndexError):
+        number, bound = int(found or ""), int("".join(values))
+    except ValueError:
         return False
     return number > bound if operator == "Gt" else number < bound

@@ -15,15 +15,16 @@ import logging
 import struct
 from typing import TYPE_CHECKING, Any
 
-from aiohttp import WSMsgType, web
+from aiohttp import web
 
 from kvedge import errors
 from kvedge.node.provider import TerminalSize
 from kvedge.node.runtime import Tasks
-from kvedge.node.spdy import Inbox, ProtocolError, SpdyConnection, SpdyStream
+from kvedge.node.spdy import Inbox, SpdyConnection, SpdyStream
+from kvedge.node.upgrading import SPDY, fed, messages, upgraded
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine
 
     from kvedge.node.provider import Stream, Terminal
 
@@ -33,15 +34,13 @@ if TYPE_CHECKING:
 __all__ = ["forward_ports", "run_terminal"]
 
 _log = logging.getLogger(__name__)
-_SPDY = "SPDY/3.1"
 _COMMAND_PROTOCOLS = ("v5.channel.k8s.io", "v4.channel.k8s.io")
 _FORWARD_PROTOCOL = "portforward.k8s.io"
-_TUNNEL_PROTOCOL = f"{_SPDY}+{_FORWARD_PROTOCOL}"
+_TUNNEL_PROTOCOL = f"{SPDY}+{_FORWARD_PROTOCOL}"
 _CHANNEL_PROTOCOL = "v4.channel.k8s.io"
 _STDIN, _STDOUT, _STDERR, _ERROR, _RESIZE, _CLOSE = 0, 1, 2, 3, 4, 255
 _STREAMS_SECONDS = 30.0
 """How long a caller may take to open the streams that it asked for."""
-_FAREWELL_SECONDS = 5.0
 _MAX_MESSAGE = 32 * 1024 * 1024
 
 
@@ -58,7 +57,7 @@ async def run_terminal(request: web.Request, run: Run) -> web.StreamResponse:
         raise errors.Unsupported("query", "needs at least one of input, output and error")
     if _is_websocket(request):
         return await _websocket_terminal(request, wanted, run)
-    async with _spdy(request, _COMMAND_PROTOCOLS) as (answer, connection):
+    async with upgraded(request, _COMMAND_PROTOCOLS) as (answer, connection):
         await _spdy_terminal(connection, wanted, run)
     return answer
 
@@ -70,7 +69,7 @@ async def forward_ports(request: web.Request, connect: Connect) -> web.StreamRes
         Unsupported: the request is no upgrade to a known protocol, or names no port.
     """
     if not _is_websocket(request):
-        async with _spdy(request, (_FORWARD_PROTOCOL,)) as (answer, connection):
+        async with upgraded(request, (_FORWARD_PROTOCOL,)) as (answer, connection):
             await _spdy_ports(connection, connect)
         return answer
     ports = [_port(text) for text in request.query.getall("port", [])]
@@ -81,7 +80,7 @@ async def forward_ports(request: web.Request, connect: Connect) -> web.StreamRes
     await answer.prepare(request)
     if answer.ws_protocol == _TUNNEL_PROTOCOL:
         connection = SpdyConnection(answer.send_bytes)
-        async with _fed(connection, _messages(answer)):
+        async with fed(connection, messages(answer)):
             await _spdy_ports(connection, connect)
     elif ports:
         await _channel_ports(answer, ports, connect)
@@ -172,97 +171,6 @@ async def _until_gone(work: Coroutine[Any, Any, Any], gone: Coroutine[Any, Any, 
 # SPDY
 
 
-@contextlib.asynccontextmanager
-async def _spdy(
-    request: web.Request, protocols: tuple[str, ...]
-) -> AsyncGenerator[tuple[web.StreamResponse, SpdyConnection], None]:
-    """Answer an upgrade to SPDY and yield the connection."""
-    if request.headers.get("Upgrade", "").lower() != _SPDY.lower():
-        raise errors.Unsupported("Upgrade", f"must be {_SPDY} or websocket")
-    offered = [
-        name.strip()
-        for line in request.headers.getall("X-Stream-Protocol-Version", [])
-        for name in line.split(",")
-    ]
-    chosen = next((name for name in protocols if name in offered), None)
-    if chosen is None:
-        found = ", ".join(offered) or "none"
-        raise errors.Unsupported(
-            "X-Stream-Protocol-Version", f"{found}; one of {', '.join(protocols)} is needed"
-        )
-    assert request.transport is not None
-    wire = _Wire(request)
-    request.protocol.set_parser(wire)
-    headers = {"Connection": "Upgrade", "Upgrade": _SPDY, "X-Stream-Protocol-Version": chosen}
-    answer = web.StreamResponse(status=101, headers=headers)
-    answer.force_close()
-    await answer.prepare(request)
-    answer.headers["Connection"] = "Upgrade"
-    connection = SpdyConnection(wire.send)
-    async with _fed(connection, wire.pieces()):
-        yield answer, connection
-        # Whoever closes first may cut off what is under way to the other end.
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_FAREWELL_SECONDS):
-                await wire.ended.wait()
-
-
-class _Wire:
-    """A connection after its upgrade; aiohttp hands over what comes in."""
-
-    def __init__(self, request: web.Request) -> None:
-        self._protocol, self._transport = request.protocol, request.transport
-        self._inbox = Inbox()
-        self.ended = asyncio.Event()
-
-    def feed_data(self, data: bytes) -> tuple[bool, bytes]:
-        """Take bytes; called by aiohttp."""
-        self._inbox.put(bytes(data))
-        return False, b""
-
-    def feed_eof(self) -> None:
-        """Take the end; called by aiohttp."""
-        self._inbox.end()
-        self.ended.set()
-
-    async def pieces(self) -> AsyncIterator[bytes]:
-        """Yield what comes in; while nobody takes it, nothing more is read."""
-        while data := await self._inbox.read():
-            if self._transport is not None:
-                self._transport.pause_reading()
-            yield data
-            if self._transport is not None and not self.ended.is_set():
-                self._transport.resume_reading()
-
-    async def send(self, data: bytes) -> None:
-        """Send bytes; waits while the other end is slow."""
-        if self._transport is None or self._transport.is_closing():
-            return
-        self._transport.write(data)
-        with contextlib.suppress(ConnectionError):
-            await self._protocol._drain_helper()  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
-
-
-@contextlib.asynccontextmanager
-async def _fed(
-    connection: SpdyConnection, pieces: AsyncIterator[bytes]
-) -> AsyncGenerator[None, None]:
-    """Feed a connection in the background."""
-
-    async def feed() -> None:
-        try:
-            async for piece in pieces:
-                await connection.feed(piece)
-        except ProtocolError as error:
-            _log.warning("a caller does not speak %s: %s", _SPDY, error)
-        finally:
-            connection.end()
-
-    async with Tasks() as tasks:
-        tasks.spawn(feed(), "caller's-bytes")
-        yield
-
-
 async def _spdy_terminal(connection: SpdyConnection, wanted: set[str], run: Run) -> None:
     kinds = {"input": "stdin", "output": "stdout", "error": "stderr", "tty": "resize"}
     awaited = {"error", *(kinds[name] for name in wanted)}
@@ -336,13 +244,6 @@ async def _connected(port: str, stream: Stream, connect: Connect) -> str:
 # WebSocket
 
 
-async def _messages(answer: web.WebSocketResponse) -> AsyncIterator[bytes]:
-    """Yield a WebSocket's messages, text as its bytes."""
-    async for message in answer:
-        if message.type in (WSMsgType.BINARY, WSMsgType.TEXT):
-            yield message.data if message.type == WSMsgType.BINARY else message.data.encode()
-
-
 async def _websocket_terminal(
     request: web.Request, wanted: set[str], run: Run
 ) -> web.StreamResponse:
@@ -359,7 +260,7 @@ async def _websocket_terminal(
 
     async def receive() -> None:
         inboxes = {_STDIN: stdin, _RESIZE: sizes}
-        async for message in _messages(answer):
+        async for message in messages(answer):
             if message[:1] == bytes([_CLOSE]):
                 number = message[1] if len(message) > 1 else _CLOSE
                 if number in inboxes:
@@ -389,11 +290,15 @@ class _PortChannel:
     """One of a WebSocket's forwarded ports."""
 
     def __init__(self, write: Callable[[bytes], Awaitable[None]]) -> None:
-        self.inbox, self.write = Inbox(), write
+        self.inbox, self._write = Inbox(), write
 
     async def read(self) -> bytes:
         """Return the next piece; empty at the end."""
         return await self.inbox.read()
+
+    async def write(self, data: bytes) -> None:
+        """Send a piece."""
+        await self._write(data)
 
 
 async def _channel_ports(answer: web.WebSocketResponse, ports: list[int], connect: Connect) -> None:
@@ -406,7 +311,7 @@ async def _channel_ports(answer: web.WebSocketResponse, ports: list[int], connec
             await _channel(answer, 2 * index + 1)(failure.encode())
 
     async def receive() -> None:
-        async for message in _messages(answer):
+        async for message in messages(answer):
             if message and message[0] % 2 == 0 and message[0] // 2 < len(streams):
                 inbox = streams[message[0] // 2].inbox
                 inbox.put(message[1:])

@@ -18,6 +18,7 @@ import pytest
 from kvedge import errors, tools
 from kvedge.node import running
 from kvedge.node.mock import MockProvider
+from kvedge.testing.waiting import until_async
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -159,7 +160,7 @@ class Kubectl:
 
 
 @pytest.fixture(params=["spdy", "websocket"])
-async def kubectl(request, start_node, client, namespace, until, cluster, tmp_path):
+async def kubectl(request, start_node, client, namespace, cluster, tmp_path):
     """kubectl, and the provider of a node with the pod `a`, reached by either protocol."""
     provider = LocalProvider(tmp_path)
     port = free_port()
@@ -176,8 +177,8 @@ async def kubectl(request, start_node, client, namespace, until, cluster, tmp_pa
             found = await client.get(f"{pods}/a")
             return (found.get("status") or {}).get("phase") == "Running"
 
-        await until(running_pod)
-        await until(lambda: node.api is not None)
+        await until_async(running_pod)
+        await until_async(lambda: node.api is not None)
         yield Kubectl(cluster, namespace), provider
 
 
@@ -256,7 +257,7 @@ async def test_copy(kubectl, tmp_path):
     assert back.read_bytes() == content
 
 
-async def test_command_ends_with_its_caller(kubectl, until):
+async def test_command_ends_with_its_caller(kubectl):
     """A caller that dies takes its command along.
 
     An API server that speaks SPDY notices only when it has something to write to the caller.
@@ -269,7 +270,7 @@ async def test_command_ends_with_its_caller(kubectl, until):
         assert await child.stdout.readline() == b"begun\n"
     child.kill()
     await child.communicate()
-    await until(lambda: provider.ended == 1)
+    await until_async(lambda: provider.ended == 1)
 
 
 async def test_forwarded_port(kubectl):
