@@ -10,12 +10,13 @@ import asyncio
 import contextlib
 import random
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import aiohttp
 import orjson
 
 from kvedge import errors
+from kvedge.kube.exchanging import Pool
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
@@ -36,6 +37,7 @@ _STATUS_ERRORS = {
     404: errors.NotFound,
     409: errors.Conflict,
 }
+_SAFE = "/:@!$&'()*+,;=~%"
 _MAX_LINE = 64 * 1024 * 1024
 _THROTTLE_TRIES = 8
 _WATCH_SECONDS = 300
@@ -57,17 +59,19 @@ class Client:
         self.config = config
         self._connections = connections
         self._session: aiohttp.ClientSession | None = None
+        self._pool: Pool | None = None
         self._resources: dict[tuple[str, str], tuple[str, bool]] = {}
 
     async def __aenter__(self) -> Self:
-        connector = aiohttp.TCPConnector(
-            ssl=self.config.ssl_context if self.config.ssl_context else True,
-            limit=self._connections,
-        )
-        self._session = aiohttp.ClientSession(connector=connector, auto_decompress=True)
+        tls = self.config.ssl_context or True
+        self._pool = Pool(self.config.server, tls, self._connections)
+        self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=tls, limit=0))
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        if self._pool:
+            self._pool.close()
+            self._pool = None
         if self._session:
             await self._session.close()
             self._session = None
@@ -110,41 +114,38 @@ class Client:
         """
         attempt = f"{method} {path}"
         headers = {"Accept": accept, **self.headers()}
-        data = None
+        data = b""
         if body is not None:
             data = body if isinstance(body, bytes) else orjson.dumps(body)
             headers["Content-Type"] = content_type
-        query = _query(params)
+        target = quote(path, safe=_SAFE)
+        if query := _query(params):
+            target += "?" + urlencode(query, quote_via=quote)
+        if self._pool is None:
+            raise RuntimeError("the client is not entered")
         tries = 0
         while True:
             try:
-                async with self.session.request(
-                    method,
-                    self.config.server + path,
-                    params=query,
-                    data=data,
-                    headers=headers,
-                    timeout=aiohttp.ClientTimeout(total=timeout),
-                ) as answer:
-                    content = await answer.read()
-                    status = answer.status
-                    retry_after = answer.headers.get("Retry-After")
+                async with asyncio.timeout(timeout):
+                    answer = await self._pool.exchange(method, target, headers, data)
             except TimeoutError as cause:
                 raise errors.RemoteError(
                     attempt, reason="Timeout", details=f"no answer within {timeout:g} s"
                 ) from cause
-            except aiohttp.ClientError as cause:
+            except OSError as cause:
                 raise errors.RemoteError(
                     attempt,
                     reason="Unreachable",
                     details=str(cause),
                     hint=f"is the cluster of {self.config.source} running?",
                 ) from cause
+            status, retry_after = answer.status, answer.headers.get("retry-after")
+            content = answer.body
             tries += 1
             if status != 429 or tries == _THROTTLE_TRIES:
                 break
             await asyncio.sleep(float(retry_after or 1) * (0.5 + random.random()))  # noqa: S311
-        if status >= 400:
+        if status >= 300:
             raise _error(attempt, status, content, retry_after)
         if raw:
             return content

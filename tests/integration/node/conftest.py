@@ -27,7 +27,9 @@ async def namespace(client):
     name = f"t{secrets.token_hex(4)}"
     body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
     await client.post("/api/v1/namespaces", body)
-    return name
+    yield name
+    # The cluster may be a developer's, which the next run finds as this one leaves it.
+    await client.delete(f"/api/v1/namespaces/{name}/pods", gracePeriodSeconds=0)
 
 
 @pytest.fixture
