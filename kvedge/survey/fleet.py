@@ -126,11 +126,17 @@ async def _hub_side(
 ) -> tuple[list[QueryRow], list[Configuration]]:
     if hub is None:
         return [], []
+    rows: list[QueryRow] = []
+    configurations: list[Configuration] = []
     try:
-        return await hub.query(_AGENTS), await hub.configurations()
-    except errors.KvedgeError as failed:
-        notes.append(f"the hub was not read: {failed}")
-        return [], []
+        async with asyncio.TaskGroup() as group:
+            reports = group.create_task(hub.query(_AGENTS), name="reports")
+            deployments = group.create_task(hub.configurations(), name="deployments")
+    except* errors.KvedgeError as failed:
+        notes.append(f"the hub was not read: {failed.exceptions[0]}")
+    else:
+        rows, configurations = reports.result(), deployments.result()
+    return rows, configurations
 
 
 def _key(obj: KubeObject) -> tuple[str, str]:
