@@ -272,6 +272,7 @@ def _stop_everything(folder: state.Folder, progress: Progress) -> bool:
         processtable.end(pid, start, signal.SIGKILL, patience_seconds=5)
     for path in (folder.publisher_socket, folder.status_file, folder.stopping_file):
         path.unlink(missing_ok=True)
+    shutil.rmtree(folder.temporary, ignore_errors=True)
     progress("stopping", 1, 1)
     return acted
 

@@ -40,7 +40,6 @@ _INHERITED = (
     "LOGNAME",
     "PATH",
     "PYTHONDONTWRITEBYTECODE",
-    "TMPDIR",
     "TZ",
     "USER",
     "XDG_CACHE_HOME",
@@ -56,7 +55,13 @@ def make_folders(folder: state.Folder) -> None:
     """
     folder.root.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.root.chmod(0o700)
-    for path in (folder.identities, folder.logs, folder.run, folder.root / "pulumi"):
+    for path in (
+        folder.identities,
+        folder.logs,
+        folder.run,
+        folder.temporary,
+        folder.root / "pulumi",
+    ):
         path.mkdir(mode=0o700, exist_ok=True)
     free = shutil.disk_usage(folder.root).free // (1024 * 1024)
     if free < _FREE_MIB:
@@ -76,6 +81,7 @@ def environment(folder: state.Folder) -> dict[str, str]:
     python_path = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     env["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([package, *filter(None, python_path)]))
     env["PATH"] = f"{env.get('PATH', os.defpath)}:/usr/sbin:/sbin"
+    env["TMPDIR"] = str(folder.temporary)
     env[namespace.SITE_VARIABLE] = str(folder.root)
     return env
 

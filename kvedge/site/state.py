@@ -71,6 +71,11 @@ class Folder:
         return self.root / "run"
 
     @property
+    def temporary(self) -> Path:
+        """Temporary files of the parts, so that they leave none elsewhere."""
+        return self.run / "tmp"
+
+    @property
     def publisher_socket(self) -> Path:
         """Where the publisher is asked for sockets of the host's network namespace."""
         return self.run / "publisher.sock"
