@@ -143,8 +143,9 @@ def _document(data: UserData) -> dict[str, Any]:
         ]
     if data.packages:
         document["packages"] = list(data.packages)
-    if data.commands:
-        document["runcmd"] = [list(command) for command in data.commands]
+    commands = [*_proxy_commands(data), *data.commands]
+    if commands:
+        document["runcmd"] = [list(command) for command in commands]
     if data.ntp_servers:
         document["ntp"] = {"enabled": True, "servers": list(data.ntp_servers)}
     if data.timezone:
@@ -179,6 +180,16 @@ def _proxy_files(data: UserData) -> list[File]:
     return [
         File(path=f"/etc/systemd/system/{unit}.service.d/90-kvedge-proxy.conf", content=text)
         for unit in _PROXY_UNITS
+    ]
+
+
+def _proxy_commands(data: UserData) -> list[tuple[str, ...]]:
+    """Return what lets daemons that run already see the drop-ins at the first boot."""
+    if not data.https_proxy:
+        return []
+    return [
+        ("systemctl", "daemon-reload"),
+        ("systemctl", "--no-block", "try-restart", *(f"{unit}.service" for unit in _PROXY_UNITS)),
     ]
 
 

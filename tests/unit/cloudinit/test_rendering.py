@@ -48,7 +48,16 @@ def test_network_matches_the_golden_file(golden):
 def test_extra_lists_are_appended():
     """A fragment's list follows the typed one; nothing is dropped as cloud-init's merging does."""
     document = yaml.safe_load(cloudinit.render(FULL))
-    assert document["runcmd"] == [["systemctl", "restart", "x"], ["true"]]
+    assert document["runcmd"][-2:] == [["systemctl", "restart", "x"], ["true"]]
+
+
+def test_daemons_that_run_already_get_the_proxy():
+    """Docker starts before cloud-init writes its drop-in, so the first boot restarts it."""
+    document = yaml.safe_load(cloudinit.render(FULL))
+    assert document["runcmd"][0] == ["systemctl", "daemon-reload"]
+    assert {"try-restart", "docker.service"} <= set(document["runcmd"][1])
+    plain = yaml.safe_load(cloudinit.render(dataclasses.replace(FULL, https_proxy="", no_proxy="")))
+    assert plain["runcmd"][0] == ["systemctl", "restart", "x"]
 
 
 def test_conflicts_are_refused():
