@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-import logging
-import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from kvedge import errors
+from kvedge.cli._nodes import node_options, serving_of, start_logging, taint_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kvedge.node import Provider
 
 __all__ = ["node"]
+
+_UNUSED = (
+    "cluster-domain", "enable-node-lease", "full-resync-period", "klog.v", "metrics-addr",
+    "namespace", "pod-sync-workers", "startup-timeout", "stream-creation-timeout",
+    "stream-idle-timeout", "trace-exporter", "trace-sample-rate", "trace-service-name",
+    "trace-tag",
+)  # fmt: skip
+"""Flags of Go's command line that have no counterpart: taken, so that manifests still start."""
 
 
 @click.group()
@@ -18,10 +31,19 @@ def node() -> None:
     """Run a virtual node."""
 
 
+def _with_unused(command: Callable[..., Any]) -> Callable[..., Any]:
+    for name in _UNUSED:
+        option = click.option(
+            f"--{name}", hidden=True, expose_value=False, is_flag=False, flag_value="true"
+        )
+        command = option(command)
+    return command
+
+
 @node.command()
 @click.option(
     "--provider",
-    type=click.Choice(["mock"]),
+    type=click.Choice(["mock", "web", "interlink"]),
     default="mock",
     show_default=True,
     help="What runs the pods; the IoT Edge provider is `kvedge connector run`.",
@@ -30,6 +52,18 @@ def node() -> None:
     "--provider-config",
     type=click.Path(path_type=Path),
     help="JSON with each node's cpu, memory and pods.",
+)
+@click.option(
+    "--endpoint",
+    envvar="WEB_ENDPOINT_URL",
+    default="",
+    help="For web: a broker of Virtual Kubelet's web provider. For interlink: a plugin.",
+)
+@click.option(
+    "--endpoint-token-file",
+    envvar="KVEDGE_ENDPOINT_TOKEN_FILE",
+    type=click.Path(path_type=Path),
+    help="File with the bearer token for the endpoint.",
 )
 @click.option(
     "--node-name",
@@ -46,27 +80,8 @@ def node() -> None:
     show_default=True,
     help="So many nodes, named NAME-0, NAME-1 and so on if more than one.",
 )
-@click.option(
-    "--kubeconfig",
-    type=click.Path(path_type=Path),
-    help="Kubeconfig file; default KUBECONFIG, else the pod's account.",
-)
-@click.option(
-    "--address",
-    envvar=["VKUBELET_POD_IP", "POD_IP"],
-    default="127.0.0.1",
-    show_default=True,
-    help="Address of the node.",
-)
-@click.option(
-    "--kubelet-port",
-    envvar="KUBELET_PORT",
-    type=click.IntRange(0, 65535),
-    default=10250,
-    show_default=True,
-    help="Port of the kubelet API.",
-)
-@click.option("--disable-taint", is_flag=True, help="Do not keep other pods off the node.")
+@click.option("--os", "system", default="linux", help="Operating system that the node names.")
+@click.option("--taint", "taint_key", default="", hidden=True, help="Key of the taint.")
 @click.option(
     "--latency",
     type=click.FloatRange(0),
@@ -85,37 +100,26 @@ def node() -> None:
     default="",
     help="Elect a leader among replicas by a Lease in this namespace.",
 )
-@click.option(
-    "--unsafe-anonymous-reads",
-    is_flag=True,
-    help="Let anybody read pods, statistics and metrics; for test suites only.",
-)
-@click.option(
-    "--log-level",
-    envvar="KVEDGE_LOG_LEVEL",
-    default="info",
-    show_default=True,
-    type=click.Choice(["debug", "info", "warning", "error"], case_sensitive=False),
-)
-@click.option("--pod-sync-workers", hidden=True, expose_value=False, help="Taken, not needed.")
-@click.option("--full-resync-period", hidden=True, expose_value=False, help="Taken, not needed.")
-@click.option("--startup-timeout", hidden=True, expose_value=False, help="Taken, not needed.")
-@click.option("--metrics-addr", hidden=True, expose_value=False, help="Taken, not needed.")
-@click.option("--os", "_os", hidden=True, expose_value=False, help="Taken, not needed.")
+@node_options
+@_with_unused
 def run(
     provider: str,
     provider_config: Path | None,
+    endpoint: str,
+    endpoint_token_file: Path | None,
     node_name: str,
     nodes: int,
+    system: str,
+    taint_key: str,
+    latency: float,
+    linger: float,
+    leader_elect_namespace: str,
     kubeconfig: Path | None,
     address: str,
     kubelet_port: int,
     disable_taint: bool,
-    latency: float,
-    linger: float,
-    leader_elect_namespace: str,
-    unsafe_anonymous_reads: bool,
     log_level: str,
+    **serving: Any,
 ) -> None:  # fmt: skip
     """Run one or more virtual nodes in this process."""
     import uvloop
@@ -124,12 +128,12 @@ def run(
     from kvedge.node import mock, running
     from kvedge.node.node_object import NodeSpec
 
-    del provider
-    logging.basicConfig(
-        level=log_level.upper(), format="%(asctime)s %(levelname).1s %(name)s: %(message)s"
-    )
+    start_logging(log_level)
     config = kube.load_config(kubeconfig)
     names = [node_name] if nodes == 1 else [f"{node_name}-{index}" for index in range(nodes)]
+    token = _token(endpoint_token_file)
+    described = _described(provider, endpoint, token)
+    key, value, effect = taint_of(provider)
 
     def made(name: str, port: int) -> running.VirtualNode:
         return running.VirtualNode(
@@ -138,20 +142,14 @@ def run(
                 name=name,
                 address=address or "127.0.0.1",
                 port=port,
-                provider="mock",
-                capacity=mock.load_capacity(provider_config, name),
-                taint=_taint(),
+                provider=provider,
+                capacity=described or mock.load_capacity(provider_config, name),
+                taint=(taint_key or key, value, effect),
                 no_taint=disable_taint,
+                operating_system=system.lower(),
             ),
-            provider=mock.MockProvider(latency_seconds=latency),
-            serving=running.Serving(
-                listen=address or "0.0.0.0",
-                port=port,
-                certificate=_file("APISERVER_CERT_LOCATION"),
-                key=_file("APISERVER_KEY_LOCATION"),
-                client_ca=_file("APISERVER_CA_CERT_LOCATION"),
-                unsafe_anonymous_reads=unsafe_anonymous_reads,
-            ),
+            provider=_provider(provider, endpoint, token, latency),
+            serving=serving_of(address=address, kubelet_port=port, **serving),
             linger_seconds=linger,
             leader_namespace=leader_elect_namespace,
         )
@@ -164,13 +162,41 @@ def run(
         )
 
 
-def _taint() -> tuple[str, str, str] | None:
-    key = os.environ.get("VKUBELET_TAINT_KEY", "virtual-kubelet.io/provider")
-    value = os.environ.get("VKUBELET_TAINT_VALUE", "mock")
-    effect = os.environ.get("VKUBELET_TAINT_EFFECT", "NoSchedule")
-    return key, value, effect
+def _provider(name: str, endpoint: str, token: str, latency: float) -> Provider:
+    if name == "mock":
+        from kvedge.node.mock import MockProvider
+
+        return MockProvider(latency_seconds=latency)
+    from kvedge.node import web
+
+    if not endpoint:
+        raise errors.KvedgeError(
+            f"provider {name!r} has no endpoint", hint="set --endpoint or WEB_ENDPOINT_URL"
+        )
+    kind = web.BrokerProvider if name == "web" else web.InterLinkProvider
+    return kind(endpoint, token=token)
 
 
-def _file(variable: str) -> Path | None:
-    value = os.environ.get(variable, "")
-    return Path(value) if value else None
+def _described(provider: str, endpoint: str, token: str) -> dict[str, str]:
+    """Return the capacity that a broker tells; other providers tell none."""
+    if provider != "web":
+        return {}
+    import asyncio
+
+    from kvedge.node.web import BrokerProvider
+
+    made = _provider(provider, endpoint, token, 0.0)
+    assert isinstance(made, BrokerProvider)
+    return asyncio.run(made.describe())
+
+
+def _token(path: Path | None) -> str:
+    if path is None:
+        return ""
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except OSError as cause:
+        raise errors.KvedgeError(
+            f"cannot read {str(path)!r}: {cause.strerror}",
+            hint="it is the file with the endpoint's token",
+        ) from cause

@@ -52,6 +52,7 @@ class NodeSpec:
     taint: tuple[str, str, str] | None = None
     """Key, value and effect; None takes the provider's usual one."""
     no_taint: bool = False
+    operating_system: str = "linux"
     declared_features: tuple[str, ...] = ("ExtendWebSocketsToKubelet",)
     """What newer API servers may ask of the kubelet API: callers' WebSockets as they are."""
 
@@ -61,9 +62,9 @@ class NodeSpec:
             "type": "virtual-kubelet",
             "kubernetes.io/role": "agent",
             "kubernetes.io/hostname": self.name,
-            "kubernetes.io/os": "linux",
+            "kubernetes.io/os": self.operating_system,
             "kubernetes.io/arch": "amd64",
-            "beta.kubernetes.io/os": "linux",
+            "beta.kubernetes.io/os": self.operating_system,
             "beta.kubernetes.io/arch": "amd64",
             "node.kubernetes.io/exclude-from-external-load-balancers": "true",
             "alpha.service-controller.kubernetes.io/exclude-balancer": "true",
@@ -222,7 +223,7 @@ class NodeKeeper:
                 "kubeProxyVersion": "",
                 "kubeletVersion": f"v1.36.1-kvedge-{kvedge.__version__}",
                 "machineID": "",
-                "operatingSystem": "linux",
+                "operatingSystem": spec.operating_system,
                 "osImage": "",
                 "systemUUID": "",
             },

@@ -40,6 +40,8 @@ class Serving:
     """0 takes a free port."""
     certificate: Path | None = None
     key: Path | None = None
+    request_certificate: bool = False
+    """Have the certificate signed by the cluster; until then one that signs itself is shown."""
     client_ca: Path | None = None
     """Authority of client certificates; None takes the cluster's own inside a pod."""
     unsafe_anonymous_reads: bool = False
@@ -188,6 +190,10 @@ class VirtualNode:
         await api.start(serving.listen, serving.port, tls)
         api.engine = self.engine
         self.api = api
+        if serving.request_certificate:
+            from kvedge.node.signing import keep_certificate
+
+            await keep_certificate(client, tls, self.spec.name, self.spec.address)
 
     async def _close_api(self) -> None:
         if self.api is not None:

@@ -13,7 +13,10 @@ from kvedge import errors
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["server_context"]
+    from cryptography import x509
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+__all__ = ["load_pair", "server_context", "signing_request"]
 
 _DAYS = 365
 
@@ -57,18 +60,9 @@ def _load_self_signed(context: ssl.SSLContext, name: str, address: str) -> None:
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.x509.oid import NameOID
 
     key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name(
-        [
-            x509.NameAttribute(NameOID.ORGANIZATION_NAME, "system:nodes"),
-            x509.NameAttribute(NameOID.COMMON_NAME, f"system:node:{name}"[:64]),
-        ]
-    )
-    names: list[x509.GeneralName] = [x509.DNSName(name)]
-    if address:
-        names.append(x509.IPAddress(ipaddress.ip_address(address)))
+    subject, names = _subject(name, address)
     now = datetime.datetime.now(datetime.UTC)
     made = (
         x509.CertificateBuilder()
@@ -78,18 +72,62 @@ def _load_self_signed(context: ssl.SSLContext, name: str, address: str) -> None:
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(minutes=5))
         .not_valid_after(now + datetime.timedelta(days=_DAYS))
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .add_extension(names, critical=False)
         .sign(key, hashes.SHA256())
     )
-    pem = made.public_bytes(serialization.Encoding.PEM) + key.private_bytes(
+    load_pair(context, made.public_bytes(serialization.Encoding.PEM), _pem(key))
+
+
+def _subject(name: str, address: str) -> tuple[x509.Name, x509.SubjectAlternativeName]:
+    """Return the names of a kubelet, as signers demand them."""
+    from cryptography import x509
+    from cryptography.x509.oid import NameOID
+
+    names: list[x509.GeneralName] = [x509.DNSName(name)]
+    if address:
+        names.append(x509.IPAddress(ipaddress.ip_address(address)))
+    subject = x509.Name(
+        [
+            x509.NameAttribute(NameOID.ORGANIZATION_NAME, "system:nodes"),
+            x509.NameAttribute(NameOID.COMMON_NAME, f"system:node:{name}"[:64]),
+        ]
+    )
+    return subject, x509.SubjectAlternativeName(names)
+
+
+def signing_request(name: str, address: str) -> tuple[bytes, bytes]:
+    """Return a new request for a kubelet's serving certificate and its private key, in PEM."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject, names = _subject(name, address)
+    request = (
+        x509.CertificateSigningRequestBuilder()
+        .subject_name(subject)
+        .add_extension(names, critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    return request.public_bytes(serialization.Encoding.PEM), _pem(key)
+
+
+def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    from cryptography.hazmat.primitives import serialization
+
+    return key.private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
+
+
+def load_pair(context: ssl.SSLContext, certificate: bytes, key: bytes) -> None:
+    """Serve new connections with a certificate and key, both in PEM."""
     # OpenSSL takes paths only; this file exists in memory alone.
     handle = os.memfd_create("kvedge-serving", os.MFD_CLOEXEC)
     try:
-        os.write(handle, pem)
+        os.write(handle, certificate + b"\n" + key)
         context.load_cert_chain(f"/proc/self/fd/{handle}")
     finally:
         os.close(handle)

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import datetime
 import ssl
 
 import aiohttp
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from kvedge.node import running
 from kvedge.node.mock import MockProvider
@@ -119,3 +126,62 @@ async def test_a_command_needs_an_upgrade(kubelet, namespace):
         assert answer.status == 404
     async with kubelet.get(f"{where}/c", params=query, headers={"Authorization": ""}) as answer:
         assert answer.status == 401
+
+
+def signed(request: bytes, seconds: float) -> bytes:
+    """Return a certificate for a request, as the cluster's signer makes it, valid for a while."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    wanted = x509.load_pem_x509_csr(request)
+    now = datetime.datetime.now(datetime.UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(wanted.subject)
+        .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test-signer")]))
+        .public_key(wanted.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(minutes=1))
+        .not_valid_after(now + datetime.timedelta(seconds=seconds))
+        .add_extension(
+            wanted.extensions.get_extension_for_class(x509.SubjectAlternativeName).value, False
+        )
+        .sign(key, hashes.SHA256())
+        .public_bytes(serialization.Encoding.PEM)
+    )
+
+
+async def test_certificate_is_signed_by_the_cluster_and_renewed(start_node, client):
+    """A request is made, its certificate served once it is signed, and another in good time."""
+    serving = running.Serving(listen="127.0.0.1", port=0, request_certificate=True)
+    path = "/apis/certificates.k8s.io/v1/certificatesigningrequests"
+    async with start_node(serving=serving) as node:
+        await until_async(lambda: node.api is not None)
+
+        async def pending():
+            listed = await client.get(path)
+            return [
+                entry
+                for entry in listed["items"]
+                if entry["metadata"]["name"].startswith(f"{node.spec.name}-serving-")
+                and not entry.get("status", {}).get("certificate")
+            ]
+
+        def shown():
+            pem = ssl.get_server_certificate(("127.0.0.1", node.api.port))
+            return x509.load_pem_x509_certificate(pem.encode()).issuer.rfc4514_string()
+
+        assert "system:node" in await asyncio.to_thread(shown)
+        for _ in range(2):
+            (request,) = await until_async(pending)
+            assert request["spec"]["signerName"] == "kubernetes.io/kubelet-serving"
+            where = f"{path}/{request['metadata']['name']}"
+            condition = {"type": "Approved", "status": "True", "reason": "Test"}
+            request["status"] = {"conditions": [condition]}
+            approved = await client.put(f"{where}/approval", request)
+            pem = base64.b64decode(request["spec"]["request"])
+            approved["status"]["certificate"] = base64.b64encode(signed(pem, 3)).decode()
+            await client.put(f"{where}/status", approved)
+
+            async def from_the_signer():
+                return await asyncio.to_thread(shown) == "CN=test-signer"
+
+            await until_async(from_the_signer)
