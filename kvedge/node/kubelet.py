@@ -7,7 +7,6 @@ suite of Virtual Kubelet relies on.
 
 from __future__ import annotations
 
-import datetime
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from kvedge import errors
 from kvedge.node import streaming
 from kvedge.node.provider import Attaches, Executes, Forwards, LogOptions
 from kvedge.node.sending import timestamp
+from kvedge.node.usage import Meter, resource_metrics
 
 if TYPE_CHECKING:
     import ssl
@@ -50,10 +50,10 @@ class KubeletApi:
         ready: Callable[[], bool],
         unsafe_anonymous_reads: bool = False,
     ) -> None:
-        self._node, self._provider, self._reviewer = node, provider, reviewer
+        self._provider, self._reviewer = provider, reviewer
         self._ready = ready
         self._anonymous = unsafe_anonymous_reads
-        self._started = timestamp()
+        self._meter = Meter(node.name, timestamp())
         self.engine: PodEngine | None = None
         """Set when this process is the node's leader."""
         self._runner: web.AppRunner | None = None
@@ -237,26 +237,15 @@ class KubeletApi:
 
     async def _summary(self, request: web.Request) -> web.Response:
         del request
-        usage, now = await self._provider.usage(), timestamp()
-        pods = [
-            _pod_stats(pod, usage.get(pod["metadata"]["uid"], {}), now)
-            for pod in self._started_pods()
-        ]
-        node = {
-            "nodeName": self._node.name,
-            "startTime": self._started,
-            "cpu": {"time": now, "usageNanoCores": 0, "usageCoreNanoSeconds": 0},
-            "memory": {"time": now, "workingSetBytes": 0, "usageBytes": 0},
-        }
-        return web.json_response({"node": node, "pods": pods})
+        used = await self._provider.usage()
+        return web.json_response(self._meter.summary(self._started_pods(), used, timestamp()))
 
     def _started_pods(self) -> list[KubeObject]:
         return [pod for pod in self._leading().pods() if (pod.get("status") or {}).get("startTime")]
 
     async def _resource(self, request: web.Request) -> web.Response:
         del request
-        usage = await self._provider.usage()
-        lines = _resource_metrics(self._started_pods(), usage)
+        lines = resource_metrics(self._started_pods(), await self._provider.usage())
         return web.Response(text=lines, headers={"Content-Type": _TEXT})
 
     async def _metrics(self, request: web.Request) -> web.Response:
@@ -289,59 +278,3 @@ def _number(query: Any, name: str) -> int | None:
 def _container_names(pod: KubeObject) -> list[str]:
     spec = pod["spec"]
     return [c["name"] for c in [*(spec.get("initContainers") or ()), *spec["containers"]]]
-
-
-def _pod_stats(pod: KubeObject, usage: Any, now: str) -> dict[str, Any]:
-    metadata, started = pod["metadata"], pod["status"]["startTime"]
-
-    def part(cores: float, size: int) -> dict[str, Any]:
-        return {
-            "cpu": {"time": now, "usageNanoCores": int(cores * 1e9), "usageCoreNanoSeconds": 0},
-            "memory": {"time": now, "workingSetBytes": size, "usageBytes": size},
-        }
-
-    containers = [
-        {"name": name, "startTime": started, **part(*usage.get(name, (0.0, 0)))}
-        for name in (c["name"] for c in pod["spec"]["containers"])
-    ]
-    return {
-        "podRef": {key: metadata[key] for key in ("name", "namespace", "uid")},
-        "startTime": started,
-        "containers": containers,
-        **part(sum(u[0] for u in usage.values()), sum(u[1] for u in usage.values())),
-    }
-
-
-def _resource_metrics(pods: list[KubeObject], usage: Any) -> str:
-    families: dict[str, tuple[str, list[str]]] = {
-        "container_cpu_usage_seconds_total": ("counter", []),
-        "container_memory_working_set_bytes": ("gauge", []),
-        "container_start_time_seconds": ("gauge", []),
-        "pod_cpu_usage_seconds_total": ("counter", []),
-        "pod_memory_working_set_bytes": ("gauge", []),
-        "node_cpu_usage_seconds_total": ("counter", ["0"]),
-        "node_memory_working_set_bytes": ("gauge", ["0"]),
-        "scrape_error": ("gauge", ["0"]),
-    }
-
-    def add(name: str, labels: str, value: float) -> None:
-        families[name][1].append(f"{{{labels}}} {value:g}")
-
-    for pod in pods:
-        metadata = pod["metadata"]
-        labels = f'namespace="{metadata["namespace"]}",pod="{metadata["name"]}"'
-        used = usage.get(metadata["uid"], {})
-        started = datetime.datetime.fromisoformat(pod["status"]["startTime"]).timestamp()
-        add("pod_cpu_usage_seconds_total", labels, sum(u[0] for u in used.values()))
-        add("pod_memory_working_set_bytes", labels, sum(u[1] for u in used.values()))
-        for container in pod["spec"]["containers"]:
-            own = f'{labels},container="{container["name"]}"'
-            cores, size = used.get(container["name"], (0.0, 0))
-            add("container_cpu_usage_seconds_total", own, cores)
-            add("container_memory_working_set_bytes", own, size)
-            families["container_start_time_seconds"][1].append(f"{{{own}}} {started:.3f}")
-    lines: list[str] = []
-    for name, (kind, samples) in families.items():
-        lines.append(f"# TYPE {name} {kind}")
-        lines += [f"{name}{' ' if sample[0] != '{' else ''}{sample}" for sample in samples]
-    return "\n".join(lines) + "\n"

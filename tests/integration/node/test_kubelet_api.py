@@ -16,18 +16,25 @@ from cryptography.x509.oid import NameOID
 
 from kvedge.node import running
 from kvedge.node.mock import MockProvider
+from kvedge.node.provider import Usage
 from kvedge.testing.waiting import until_async
 
 pytestmark = pytest.mark.timeout(180)
 
 
 class Talking(MockProvider):
-    """The mock with a log."""
+    """The mock with a log and an endless thirst for processor time."""
+
+    seconds = 0.0
 
     async def logs(self, pod, container, options):
         lines = [f"{container} of {pod['metadata']['name']} line {n}\n" for n in range(5)]
         for line in lines[-options.tail :] if options.tail else lines:
             yield line.encode()
+
+    async def usage(self):
+        self.seconds += 2.5
+        return {uid: {"c": Usage(self.seconds, 4096)} for uid in self._pods}
 
 
 @pytest.fixture
@@ -103,14 +110,32 @@ async def test_statistics_and_metrics(kubelet, namespace):
         summary = await answer.json()
     (stats,) = summary["pods"]
     assert [c["name"] for c in stats["containers"]] == ["c", "d"]
+    assert summary["node"]["cpu"]["usageCoreNanoSeconds"] == 2_500_000_000
+    assert stats["memory"]["workingSetBytes"] == 4096
     async with kubelet.get("/metrics/resource") as answer:
         text = await answer.text()
     family = "container_cpu_usage_seconds_total"
     lines = [line for line in text.splitlines() if line.startswith(family)]
     assert len(lines) == 2
-    assert f'{family}{{namespace="{namespace}",pod="a",container="c"}} 0' in lines
+    assert f'{family}{{namespace="{namespace}",pod="a",container="c"}} 5' in lines
+    assert f'{family}{{namespace="{namespace}",pod="a",container="d"}} 0' in lines
+    assert "\nnode_cpu_usage_seconds_total 5\n" in text
     async with kubelet.get("/metrics") as answer:
         assert "kvedge_node_status_patches_total 1" in await answer.text()
+
+
+async def test_rates_come_from_two_looks(kubelet):
+    """Processor use is told once there are two samples a second apart."""
+    began = asyncio.get_running_loop().time()
+
+    async def rate():
+        async with kubelet.get("/stats/summary") as answer:
+            summary = await answer.json()
+        return summary["pods"][0]["containers"][0]["cpu"]["usageNanoCores"]
+
+    assert await rate() == 0
+    assert await until_async(rate) > 0
+    assert asyncio.get_running_loop().time() - began >= 1
 
 
 async def test_a_command_needs_an_upgrade(kubelet, namespace):
