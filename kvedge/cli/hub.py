@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
 __all__ = ["hub"]
 
+_SECONDS = click.FloatRange(min=0)
 _FILE = click.Path(path_type=Path, dir_okay=False, exists=True)
 _connection_file = click.option(
     "--connection-file",
@@ -18,6 +20,35 @@ _connection_file = click.option(
     help="File with the service connection string.",
 )
 _ca = click.option("--ca", type=_FILE, envvar="KVEDGE_HUB_CA_FILE", help="The hub's CA (PEM).")
+
+
+_awkward: tuple[click.Option, ...] = (
+    click.Option(["--tier"], type=click.Choice(["F1", "S1", "S2", "S3"]),
+                 help="Throttle as a hub of this tier does."),
+    click.Option(["--units"], type=click.IntRange(min=1), help="Units of the tier."),
+    click.Option(["--latency-seconds"], type=_SECONDS, help="Added to each request."),
+    click.Option(["--query-lag-seconds"], type=_SECONDS,
+                 help="Queries see the hub as it was up to so long ago."),
+    click.Option(["--fail-status"], type=click.Choice([429, 500, 503]),
+                 help="Answer requests with this error."),
+    click.Option(["--fail-count"], type=int, help="How many requests fail; -1: all."),
+    click.Option(["--fail-every-seconds"], type=_SECONDS, help="Fail as many again so often."),
+    click.Option(["--drop-every-seconds"], type=_SECONDS, help="End all MQTT sessions so often."),
+)  # fmt: skip
+"""How awkward the emulator is; each option is a knob of the same name."""
+
+
+def _with_knobs(command: click.Command) -> click.Command:
+    command.params += _awkward
+    return command
+
+
+def _turned(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the knobs that were given; a status without a count fails one request."""
+    given = {name: value for name, value in options.items() if value is not None}
+    if "fail_status" in given:
+        given.setdefault("fail_count", 1)
+    return given
 
 
 @click.group()
@@ -32,6 +63,7 @@ def _place(_context: click.Context, _option: click.Parameter, text: str) -> tupl
     return address.strip("[]") or "127.0.0.1", int(port)
 
 
+@_with_knobs
 @hub.command()
 @click.option(
     "--dir",
@@ -66,7 +98,7 @@ def _place(_context: click.Context, _option: click.Parameter, text: str) -> tupl
 )
 @click.option(
     "--evaluation-seconds",
-    type=click.FloatRange(min=0),
+    type=_SECONDS,
     default=0.2,
     show_default=True,
     help="Deployments are evaluated at most so often; the real service takes 300.",
@@ -83,6 +115,7 @@ def emulate(
     aliases: tuple[str, ...],
     evaluation_seconds: float,
     verbose: bool,
+    **knobs: Any,
 ) -> None:
     """Run an IoT Hub on this machine until it is interrupted."""
     from kvedge.emulator import running
@@ -101,6 +134,7 @@ def emulate(
             host=host,
             aliases=aliases,
             evaluation_seconds=evaluation_seconds,
+            knobs=_turned(knobs),
             verbose=verbose,
             ready=lambda line: click.echo(line),
         )
@@ -133,6 +167,35 @@ def monitor_events(
                 return
 
     asyncio.run(follow())
+
+
+@_with_knobs
+@hub.command()
+@_connection_file
+@_ca
+@click.option("--off", is_flag=True, help="Turn all knobs off.")
+@click.option("--drop-connections", is_flag=True, help="End all MQTT connections now.")
+def knobs(
+    connection_file: Path, ca: Path | None, off: bool, drop_connections: bool, **knobs: Any
+) -> None:
+    """Make a running emulator more or less awkward; print its knobs as JSON.
+
+    Knobs that are not named keep their values.
+    """
+    import asyncio
+
+    from kvedge.emulator import monitoring
+
+    async def turn() -> Any:
+        connection = connection_file.read_text(encoding="utf-8")
+        wanted = _turned(knobs) | ({"drop_connections": True} if drop_connections else {})
+        before = await monitoring.ask(connection, "GET", "knobs", ca=ca)
+        if not wanted and not off:
+            return before
+        body = wanted if off else before | wanted
+        return await monitoring.ask(connection, "PUT", "knobs", ca=ca, body=body)
+
+    click.echo(json.dumps(asyncio.run(turn()), indent=1))
 
 
 @hub.command("export")
@@ -188,7 +251,7 @@ def import_state(connection_file: Path, ca: Path | None, file: Path) -> None:
 @click.option(
     "--delay",
     "delay_seconds",
-    type=click.FloatRange(min=0),
+    type=_SECONDS,
     default=2.0,
     show_default=True,
     help="Seconds from a new manifest to its report.",

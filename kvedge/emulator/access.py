@@ -12,6 +12,7 @@ from kvedge.emulator import records, times, tokens
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from kvedge.emulator.clientcerts import Authorities, Chain
     from kvedge.emulator.store import Store
 
 __all__ = ["Access", "Caller", "Right"]
@@ -51,11 +52,12 @@ class Caller:
 
 
 class Access:
-    """Checks tokens against the hub's policies and its identities."""
+    """Checks tokens and certificates against the hub's policies and its identities."""
 
-    def __init__(self, store: Store, names: Iterable[str]) -> None:
+    def __init__(self, store: Store, names: Iterable[str], authorities: Authorities) -> None:
         """Answer to these names, each with or without a port."""
         self._store = store
+        self._authorities = authorities
         self._audiences: set[str] = set()
         for name in names:
             self.answer_to(name)
@@ -123,6 +125,32 @@ class Access:
                 token, identity
             )
         return token.expiry if good else None
+
+    def vouches_for(self, chain: Chain) -> bool:
+        """Tell whether a certificate could belong to an identity of this hub."""
+        identities = self._store.identities.values()
+        return any(chain.shows(item) for item in identities) or self._authorities.vouch_for(chain)
+
+    def certificate_expiry(self, key: str, chain: Chain | None) -> int | None:
+        """Return when a session with a client certificate ends, None if it proves nothing.
+
+        A thumbprint belongs to one identity; below an authority the common name is the device's id,
+        or `device/module`.
+        """
+        identity = self._store.identities.get(key)
+        device = self._store.identities.get(key.partition("/")[0])
+        if chain is None or identity is None or device is None or not device.enabled:
+            return None
+        by_authority = identity.auth == "certificateAuthority" and chain.common_name == key
+        good = chain.shows(identity) or (by_authority and self._authorities.vouch_for(chain))
+        return chain.expiry if good and chain.expiry > times.now() else None
+
+    def certified_caller(self, chain: Chain | None, path: str) -> Caller | None:
+        """Return the device that sends an HTTPS request with its certificate and no token."""
+        parts = path.split("/")
+        device_id = parts[2] if len(parts) > 2 and parts[1] == "devices" else ""
+        good = self.certificate_expiry(device_id, chain) is not None
+        return Caller(device_id=device_id) if good else None
 
     def _policy_rights(self, token: tokens.Token) -> Right | None:
         keys = self._keys.get(token.policy)

@@ -29,7 +29,7 @@ _STORED = (
     ("configuration", "configurations"),
     ("message", "messages"),
 )
-_VALUES = ("enrollment/", "job/")
+_VALUES = ("authority/", "enrollment/", "job/")
 """Beginnings of the small values that belong to the state; keys of policies stay the hub's own."""
 
 

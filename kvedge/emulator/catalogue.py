@@ -75,6 +75,7 @@ _ROWS = (
         "the direct method callback.",
     ),
     Code("MethodNotAllowed", 405, 405000, "The method does not fit this address."),
+    Code("RequestTimeout", 408, 408000, "The request took too long to arrive."),
     Code("DeviceAlreadyExists", 409, 409001, "The device is already registered."),
     Code(
         "ModuleAlreadyExistsOnDevice",

@@ -5,6 +5,7 @@ For each edge device the full deployment of highest priority is the base (the ne
 and the layers with a priority above the base's are laid on it in ascending order. When nothing
 full matches, the last manifest stays
 (https://learn.microsoft.com/azure/iot-edge/module-deployment-monitoring).
+Configurations of devices and modules that are no edge deployments are decided in `configuring`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,16 @@ import copy
 import dataclasses
 from typing import TYPE_CHECKING
 
-from kvedge.emulator import configurations, documents, patching, query, records, registry, times
+from kvedge.emulator import (
+    configurations,
+    configuring,
+    documents,
+    patching,
+    query,
+    records,
+    registry,
+    times,
+)
 from kvedge.emulator.records import AGENT, Configuration, Json, Twin
 
 if TYPE_CHECKING:
@@ -49,7 +59,7 @@ def manifest(base: Configuration | None, layers: Iterable[Configuration]) -> dic
                 names = path.split(".")[2:]
                 if layered and module == AGENT:
                     value = _with_origin(names, value, item.id)
-                result[module] = _set(result.get(module, {}), names, value)
+                result[module] = configuring.set_path(result.get(module, {}), names, value)
             result.setdefault(module, {})
     return result
 
@@ -149,10 +159,18 @@ class Engine:
         dirty, self._dirty = self._dirty, set()
         candidates = [*self._store.identities] if everything else [*dirty]
         rules = self._rules()
+        known = [*self._store.configurations.values()]
+        of_devices = configuring.Rules("deviceContent", known)
+        of_modules = configuring.Rules("moduleContent", known)
         for count, device_id in enumerate(candidates, start=1):
             identity = self._store.identities.get(device_id)
-            if identity is not None and identity.edge:
-                self._evaluate_device(identity, rules)
+            if identity is not None and not identity.module_id:
+                edge = self._evaluate_edge(device_id, rules) if identity.edge else {}
+                self._configure(self._store.twins[device_id], of_devices, edge)
+                for module in self._store.modules_of(device_id):
+                    # The runtime's own modules belong to deployments.
+                    if module.module_id not in records.RUNTIME_MODULES:
+                        self._configure(self._store.twins[module.key], of_modules, {})
             if count % _BATCH == 0:
                 await asyncio.sleep(0)
         self._measure()
@@ -179,8 +197,8 @@ class Engine:
         self._targets = {text: self._targets[text] for text in texts}
         return _Rules(configurations=found, conditions=self._targets)
 
-    def _evaluate_device(self, identity: records.Identity, rules: _Rules) -> None:
-        device_id = identity.device_id
+    def _evaluate_edge(self, device_id: str, rules: _Rules) -> Json:
+        """Write what the edge deployments mean for a device; returns their statuses."""
         twin = self._store.twins[device_id]
         row: Json = {
             "deviceId": device_id,
@@ -190,14 +208,28 @@ class Engine:
         outcome = rules.outcome(row)
         if outcome.base is not None:
             self._write(device_id, self._manifest(outcome.base, outcome.layers))
-        changed = [
-            dataclasses.replace(found, configurations=outcome.statuses)
-            for key in (device_id, records.key_of(device_id, AGENT))
-            if (found := self._store.twins[key]).configurations != outcome.statuses
-        ]
-        with self._store.transaction() as transaction:
-            for item in changed:
-                transaction.put(item)
+        agent = self._store.twins[records.key_of(device_id, AGENT)]
+        if agent.configurations != outcome.statuses:
+            with self._store.transaction() as transaction:
+                transaction.put(dataclasses.replace(agent, configurations=outcome.statuses))
+        return outcome.statuses
+
+    def _configure(self, twin: Twin, rules: configuring.Rules, statuses: Json) -> None:
+        """Write what configurations set in a twin, and note the statuses of all that hit it."""
+        new, patch = twin, {}
+        if rules:
+            desired, own = rules.outcome(twin)
+            statuses = statuses | own if own else statuses
+            patch = patching.difference(patching.values(twin.desired), desired)
+            if patch:
+                new = _desiring(twin, desired, times.stamp())
+        if new.configurations != statuses:
+            new = dataclasses.replace(new, configurations=statuses)
+        if new is not twin:
+            with self._store.transaction() as transaction:
+                transaction.put(new)
+        if patch:
+            self._twins.tell(new, patch)
 
     def _manifest(self, base: Configuration, layers: list[Configuration]) -> dict[str, Json]:
         # Content never changes under an id, but an id can come again: hence the time.
@@ -255,7 +287,11 @@ class Engine:
         counts: dict[str, dict[str, int]] = {
             name: dict.fromkeys(documents.queries(item), 0)
             for name, item in self._store.configurations.items()
-            if configurations.is_edge(item)
+        }
+        others = {
+            name
+            for name, item in self._store.configurations.items()
+            if not configurations.is_edge(item)
         }
         for entries, outcomes in self._outcomes():
             targeted = sum(outcomes.values())
@@ -268,6 +304,11 @@ class Engine:
                     for outcome, devices in outcomes.items():
                         if outcome:
                             count[outcome] += devices
+        for twin in self._store.twins.values() if others else ():
+            for name in twin.configurations.keys() & others:
+                counts[name]["targetedCount"] += 1
+                applied = twin.configurations[name]["status"] == "Applied"
+                counts[name]["appliedCount"] += applied
         changed = []
         for name, count in counts.items():
             item = self._store.configurations[name]
@@ -335,16 +376,3 @@ def _with_origin(names: list[str], value: Json, name: str) -> Json:
     if len(names) == 2 and names[0] == "modules" and isinstance(value, dict):
         return {**value, "configuration": {"id": name}}
     return value
-
-
-def _set(document: Json, names: list[str], value: Json) -> Json:
-    """Return the document with a value at a path; what is there is replaced."""
-    if not names:
-        return value if isinstance(value, dict) else {}
-    inner = document.get(names[0])
-    return {
-        **document,
-        names[0]: _set(inner if isinstance(inner, dict) else {}, names[1:], value)
-        if names[1:]
-        else value,
-    }

@@ -103,7 +103,7 @@ def twin_json(store: _Records, twin: Twin, seen: Seen, *, row: bool = False) -> 
     if twin.tags or not twin.module_id:
         shown["tags"] = twin.tags
     shown["properties"] = {"desired": twin.desired, "reported": twin.reported}
-    if row and device.edge:
+    if row and (device.edge or twin.configurations):
         shown["configurations"] = twin.configurations
     if not twin.module_id:
         shown["capabilities"] = {"iotEdge": identity.edge}

@@ -21,41 +21,28 @@ if TYPE_CHECKING:
 
 __all__ = ["BUDGETS", "Faults", "Knobs", "knobs_from_json"]
 
-BUDGETS: dict[str, dict[str, tuple[float, float, bool]]] = {
-    "S1": {
-        "IdentityRead": (100, 60, True),
-        "IdentityWrite": (100, 60, True),
-        "Query": (20, 60, True),
-        "TwinRead": (100, 1, False),
-        "TwinUpdate": (50, 1, False),
-        "ConfigurationRead": (20, 60, True),
-        "ConfigurationWrite": (20, 60, True),
-        "Jobs": (100, 60, True),
-    },
-    "S2": {
-        "IdentityRead": (100, 60, True),
-        "IdentityWrite": (100, 60, True),
-        "Query": (20, 60, True),
-        "TwinRead": (100, 1, False),
-        "TwinUpdate": (50, 1, False),
-        "ConfigurationRead": (20, 60, True),
-        "ConfigurationWrite": (20, 60, True),
-        "Jobs": (100, 60, True),
-    },
-    "S3": {
-        "IdentityRead": (5000, 60, True),
-        "IdentityWrite": (5000, 60, True),
-        "Query": (1000, 60, True),
-        "TwinRead": (500, 1, True),
-        "TwinUpdate": (250, 1, True),
-        "ConfigurationRead": (20, 60, True),
-        "ConfigurationWrite": (20, 60, True),
-        "Jobs": (5000, 60, True),
-    },
+_SMALL = {
+    "Identity": (100, 60, True),
+    "Query": (20, 60, True),
+    "TwinRead": (100, 1, False),
+    "TwinUpdate": (50, 1, False),
+    "Configuration": (20, 60, True),
+    "Jobs": (100, 60, True),
 }
-"""Tier and operation to (operations, seconds, whether units multiply it).
+_LARGE = {
+    "Identity": (5000, 60, True),
+    "Query": (1000, 60, True),
+    "TwinRead": (500, 1, True),
+    "TwinUpdate": (250, 1, True),
+    "Configuration": (20, 60, True),
+    "Jobs": (5000, 60, True),
+}
+BUDGETS: dict[str, dict[str, tuple[float, float, bool]]] = {
+    "F1": _SMALL, "S1": _SMALL, "S2": _SMALL, "S3": _LARGE,
+}  # fmt: skip
+"""Tier and kind of operation to (operations, seconds, whether units multiply it).
 
-The free tier F1 has the budgets of S1. Reads and writes of configurations share one budget.
+Reads and writes of identities share one budget, and so do those of configurations.
 """
 _SHARED = {"ConfigurationRead": "Configuration", "ConfigurationWrite": "Configuration",
            "IdentityRead": "Identity", "IdentityWrite": "Identity"}  # fmt: skip
@@ -79,11 +66,15 @@ class Knobs:
     fail_count: int = 0
     """… for the next so many requests (-1: for all) …"""
     fail_operation: str = ""
-    """… of this operation, such as `Query`; empty: of any."""
+    """… of this operation, such as `Query`; empty: of any …"""
+    fail_every_seconds: float = 0.0
+    """… and again so often, in bursts; 0: once."""
     query_lag_seconds: float = 0.0
     """Queries see the hub as it was up to so long ago; removed devices linger too."""
     drop_connections: bool = False
     """End all MQTT connections now; a one-time act."""
+    drop_every_seconds: float = 0.0
+    """End all MQTT connections so often; 0: never."""
 
 
 class Faults:
@@ -95,15 +86,34 @@ class Faults:
         self._buckets: dict[str, tuple[float, float]] = {}
         self.knobs = knobs
         self._left = 0
+        self._burst_ends = 0.0
+        self._next_drop: asyncio.TimerHandle | None = None
         self.turn(knobs)
 
     def turn(self, knobs: Knobs) -> None:
-        """Set the knobs anew."""
+        """Set the knobs anew; to be called in the hub's event loop."""
         self.knobs = dataclasses.replace(knobs, drop_connections=False)
         self._left = knobs.fail_count
+        self._burst_ends = time.monotonic() + knobs.fail_every_seconds
         self._buckets.clear()
         if knobs.drop_connections:
             self._drop()
+        self.stop()
+        if knobs.drop_every_seconds:
+            self._arm()
+
+    def stop(self) -> None:
+        """End what goes on by itself."""
+        if self._next_drop is not None:
+            self._next_drop.cancel()
+
+    def _arm(self) -> None:
+        def drop() -> None:
+            self._drop()
+            self._arm()
+
+        seconds = self.knobs.drop_every_seconds
+        self._next_drop = asyncio.get_running_loop().call_later(seconds, drop)
 
     async def admit(self, operation: str, cost: int = 1) -> None:
         """Let an operation pass, later or not at all; raises HubError."""
@@ -112,6 +122,9 @@ class Faults:
         knobs = self.knobs
         if knobs.latency_seconds:
             await asyncio.sleep(knobs.latency_seconds)
+        if knobs.fail_every_seconds and time.monotonic() >= self._burst_ends:
+            self._left = knobs.fail_count
+            self._burst_ends = time.monotonic() + knobs.fail_every_seconds
         if knobs.fail_status and self._left and knobs.fail_operation in ("", operation):
             self._left -= self._left > 0
             raise catalogue.HubError(_STATUS_CODES[knobs.fail_status])
@@ -124,12 +137,12 @@ class Faults:
 
     def _take(self, operation: str, cost: int) -> bool:
         """Take from the operation's bucket, which fills evenly up to one period's budget."""
-        budgets = BUDGETS["S1" if self.knobs.tier == "F1" else self.knobs.tier]
-        if operation not in budgets:
-            return True
-        count, seconds, by_unit = budgets[operation]
-        size = max(1.0, count * (self.knobs.units if by_unit else 1) * self.knobs.throttle_scale)
+        budgets = BUDGETS[self.knobs.tier]
         name = _SHARED.get(operation, operation)
+        if name not in budgets:
+            return True
+        count, seconds, by_unit = budgets[name]
+        size = max(1.0, count * (self.knobs.units if by_unit else 1) * self.knobs.throttle_scale)
         now = time.monotonic()
         level, then = self._buckets.get(name, (size, now))
         level = min(size, level + (now - then) * size / seconds)
@@ -155,7 +168,7 @@ def knobs_from_json(given: Any) -> Knobs:
             raise catalogue.HubError("ArgumentInvalid", f"{name} must be a {wanted.__name__}.")
         values[name] = value
     knobs = Knobs(**values)
-    if knobs.tier not in ("", "F1", *BUDGETS):
+    if knobs.tier not in ("", *BUDGETS):
         raise catalogue.HubError("ArgumentInvalid", f"Unknown tier {knobs.tier!r}.")
     if knobs.fail_status not in (0, *_STATUS_CODES):
         raise catalogue.HubError("ArgumentInvalid", "fail_status must be 429, 500 or 503.")

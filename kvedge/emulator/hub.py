@@ -7,11 +7,10 @@ import contextlib
 import dataclasses
 import logging
 import os
-import ssl
 from typing import TYPE_CHECKING, Self
 
 from kvedge import errors, names
-from kvedge.emulator import access, messaging, mqtt, querying, registry, rest, twins
+from kvedge.emulator import access, clientcerts, messaging, mqtt, querying, registry, rest, twins
 from kvedge.emulator.configurations import Configurations
 from kvedge.emulator.deploying import Engine
 from kvedge.emulator.faults import Faults, Knobs
@@ -23,6 +22,7 @@ from kvedge.emulator.rest.handlers import Handlers
 from kvedge.emulator.store import Store
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
     from types import TracebackType
 
@@ -50,6 +50,11 @@ class Settings:
     """More names by which clients know it, such as `localhost:40002`."""
     evaluation_seconds: float = 0.2
     """At most so often deployments are evaluated; the service takes 300."""
+    patience_seconds: float = 15.0
+    """How long a client may take for its TLS handshake, its MQTT CONNECT or a request's body.
+
+    An HTTPS connection may be idle, or be sending its headers, five times as long.
+    """
     knobs: Knobs = dataclasses.field(default_factory=Knobs)
     """Throttles, lag and failures; none unless told."""
     deployments: int = 100
@@ -103,7 +108,6 @@ class Hub:
 
     async def _start(self) -> None:
         settings = self._settings
-        context = _tls(settings)
         path = None
         if settings.directory is not None:
             settings.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -111,10 +115,12 @@ class Hub:
             path.touch(mode=0o600)
         store = Store(path)
         self._stack.callback(store.close)
-        self._access = access.Access(store, (settings.host, *settings.aliases))
+        authorities = clientcerts.Authorities(store)
+        self._access = access.Access(store, (settings.host, *settings.aliases), authorities)
         presence = Presence(lambda device_id: self._engine.device_changed(device_id))
         known_twins = twins.Twins(store, presence)
         self._faults = Faults(settings.knobs, presence.drop_all)
+        self._stack.callback(self._faults.stop)
         queries = querying.Queries(store, presence, lambda: self._faults.knobs.query_lag_seconds)
         self._engine = Engine(
             store, presence, known_twins, queries, seconds=settings.evaluation_seconds
@@ -122,7 +128,11 @@ class Hub:
         identities = registry.Registry(store, presence)
         jobs = Jobs(store, presence, known_twins, queries)
         queries.job_rows = jobs.device_rows
-        provisioning = Provisioning(store, identities, known_twins, settings.host)
+        provisioning = Provisioning(store, identities, known_twins, authorities, settings.host)
+        tls = _tls(
+            settings,
+            lambda chain: self._access.vouches_for(chain) or provisioning.vouches_for(chain),
+        )
         telemetry = messaging.Telemetry(store)
         commands = messaging.Commands(store, presence)
         handlers = Handlers(
@@ -140,6 +150,8 @@ class Hub:
             faults=self._faults,
             jobs=jobs,
             provisioning=provisioning,
+            authorities=authorities,
+            chain_of=tls.chain_of,
         )
         services = Services(
             store=store,
@@ -150,9 +162,15 @@ class Hub:
             commands=commands,
             provisioning=provisioning,
         )
-        devices = mqtt.MqttServer(services, context)
+        devices = mqtt.MqttServer(services, tls, settings.patience_seconds)
         https = rest.HttpsServer(
-            handlers, self._access, store, context, self._faults.admit, devices.serve_socket
+            handlers,
+            self._access,
+            store,
+            tls,
+            self._faults.admit,
+            devices.serve_socket,
+            settings.patience_seconds,
         )
         self._stack.push_async_callback(https.stop)
         self.https_port = await _listening(https.start, settings.https)
@@ -183,18 +201,14 @@ class Hub:
             _write_secret(directory / name, self._access.connection_string(host))
 
 
-def _tls(settings: Settings) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    # The device SDK speaks TLS 1.2 only; nothing older is let in.
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
+def _tls(settings: Settings, vouched: Callable[[clientcerts.Chain], bool]) -> clientcerts.ServerTls:
     try:
-        context.load_cert_chain(settings.certificate, settings.key)
+        return clientcerts.ServerTls(settings.certificate, settings.key, vouched)
     except OSError as cause:
         raise errors.KvedgeError(
             f"cannot use the hub's certificate {str(settings.certificate)!r}: {cause}",
             hint="give a PEM certificate and its key with --cert and --key",
         ) from cause
-    return context
 
 
 async def _listening(start, place: tuple[str, int]) -> int:  # noqa: ANN001 - a bound method

@@ -1,9 +1,11 @@
-"""Device provisioning (DPS) with symmetric keys: enrollments and registrations.
+"""Device provisioning (DPS) with symmetric keys and X.509: enrollments and registrations.
 
 An individual enrollment belongs to one registration id; a group's devices derive their key as
-HMAC-SHA256(group key, registration id). The device gets an identity in this hub.
+HMAC-SHA256(group key, registration id). With X.509, an individual enrollment knows the device's own
+certificate and a group the authority above it; the leaf's common name is the registration id.
+The device gets an identity in this hub.
 Two fronts lead here: MQTT topics `$dps/…` and HTTPS `/{idScope}/registrations/…`.
-X.509 and TPM attestation are refused.
+TPM attestation is refused: it needs a TPM that activates what the service has sealed to it.
 """
 
 from __future__ import annotations
@@ -16,9 +18,11 @@ import re
 import secrets
 from typing import TYPE_CHECKING, Any
 
-from kvedge.emulator import catalogue, times, tokens
+from kvedge.emulator import catalogue, clientcerts, times, tokens
 
 if TYPE_CHECKING:
+    from cryptography import x509
+
     from kvedge.emulator.records import Json
     from kvedge.emulator.registry import Registry
     from kvedge.emulator.store import Store
@@ -28,6 +32,7 @@ __all__ = ["Provisioning", "derived_key"]
 
 _REGISTRATION_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9\-._:]{0,127}")
 _KINDS = ("individual", "group")
+_KEYS = ("primaryKey", "secondaryKey")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,11 +46,19 @@ class _Operation:
 class Provisioning:
     """All enrollments and what became of them."""
 
-    def __init__(self, store: Store, registry: Registry, twins: Twins, host: str) -> None:
+    def __init__(
+        self,
+        store: Store,
+        registry: Registry,
+        twins: Twins,
+        authorities: clientcerts.Authorities,
+        host: str,
+    ) -> None:
         """Provision into the hub that devices know as `host`."""
         self._store = store
         self._registry = registry
         self._twins = twins
+        self._authorities = authorities
         self._host = host
         self._operations: dict[str, _Operation] = {}
         if "id-scope" not in store.values:
@@ -76,23 +89,13 @@ class Provisioning:
             raise catalogue.HubError("IotHubFormatError", "The body must be a JSON object.")
         if not _REGISTRATION_ID.fullmatch(name):
             raise catalogue.HubError("ArgumentInvalid", f"The id {name!r} is not allowed.")
-        attestation: Any = body.get("attestation") or {"type": "symmetricKey"}
-        if not isinstance(attestation, dict) or attestation.get("type") != "symmetricKey":
-            raise catalogue.HubError(
-                "NotImplemented", "The emulator provisions with symmetric keys only."
-            )
-        given = attestation.get("symmetricKey") or {}
-        keys = {field: given.get(field) or tokens.new_key() for field in
-                ("primaryKey", "secondaryKey")}  # fmt: skip
-        if not all(isinstance(key, str) and tokens.usable_key(key) for key in keys.values()):
-            raise catalogue.HubError("ArgumentInvalid", "Keys must be base64 of 16 to 64 bytes.")
         old = self._store.values.get(f"enrollment/{kind}/{name}") or {}
         stamp = times.stamp()
         own = "registrationId" if kind == "individual" else "enrollmentGroupId"
         kept: Json = {
             **body,
             own: name,
-            "attestation": {"type": "symmetricKey", "symmetricKey": keys},
+            "attestation": self._attestation(kind, body.get("attestation")),
             "capabilities": {
                 "iotEdge": bool((body.get("capabilities") or {}).get("iotEdge", False))
             },
@@ -111,33 +114,44 @@ class Provisioning:
         with self._store.transaction() as transaction:
             transaction.delete("value", f"enrollment/{kind}/{name}")
 
-    def admitted(self, scope: str, registration_id: str, password: str) -> Json | None:
-        """Return the enrollment whose key signed a device's token, None if there is none."""
-        token = tokens.parse(password)
-        resource = f"{scope}/registrations/{registration_id}".lower()
-        if token is None or token.expiry <= times.now() or token.resource != resource:
-            return None
+    def admitted(
+        self, scope: str, registration_id: str, password: str, chain: clientcerts.Chain | None
+    ) -> Json | None:
+        """Return the enrollment that a device's token or certificate fits, None without one."""
         if scope != self.id_scope or not _REGISTRATION_ID.fullmatch(registration_id):
             return None
         single = self._store.values.get(f"enrollment/individual/{registration_id}")
         candidates = [single] if single else self.enrollments("group")
+        resource = f"{scope}/registrations/{registration_id}".lower()
+        token = tokens.parse(password)
         for enrollment in candidates:
-            keys = _device_keys(enrollment, registration_id)
-            matches = [token.signed_by(key) for key in keys]
-            if any(matches) and enrollment["provisioningStatus"] == "enabled":
+            if enrollment["attestation"]["type"] == "x509":
+                named = chain is not None and chain.common_name == registration_id
+                good = not password and named and self._attested(enrollment, chain)
+            else:
+                good = token is not None and token.resource == resource
+                good = good and _signed(token, enrollment, registration_id)
+            if good and enrollment["provisioningStatus"] == "enabled":
                 return enrollment
         return None
 
-    def register(self, registration_id: str, enrollment: Json) -> Json:
+    def vouches_for(self, chain: clientcerts.Chain) -> bool:
+        """Tell whether a certificate fits an enrollment."""
+        single = self._store.values.get(f"enrollment/individual/{chain.common_name}")
+        candidates = [single] if single else self.enrollments("group")
+        return any(
+            item["attestation"]["type"] == "x509" and self._attested(item, chain)
+            for item in candidates
+        )
+
+    def register(
+        self, registration_id: str, enrollment: Json, chain: clientcerts.Chain | None
+    ) -> Json:
         """Assign a device; it hears of it by asking for the operation."""
         device_id = enrollment.get("deviceId") or registration_id
-        primary, secondary = _device_keys(enrollment, registration_id)
         body: Json = {
             "deviceId": device_id,
-            "authentication": {
-                "type": "sas",
-                "symmetricKey": {"primaryKey": primary, "secondaryKey": secondary},
-            },
+            "authentication": _authentication(enrollment, registration_id, chain),
             "capabilities": enrollment["capabilities"],
         }
         again = device_id in self._store.identities
@@ -173,11 +187,95 @@ class Provisioning:
             raise catalogue.HubError("OperationNotFound")
         return found.answer
 
+    def _attestation(self, kind: str, given: Any) -> Json:
+        """Return an enrollment's attestation, whole; keys that are not given are drawn."""
+        given = given or {"type": "symmetricKey"}
+        if not isinstance(given, dict):
+            raise catalogue.HubError("IotHubFormatError", "'attestation' must be an object.")
+        match given.get("type"):
+            case "symmetricKey":
+                pair = given.get("symmetricKey") or {}
+                keys = {name: pair.get(name) or tokens.new_key() for name in _KEYS}
+                if not all(
+                    isinstance(key, str) and tokens.usable_key(key) for key in keys.values()
+                ):
+                    raise catalogue.HubError(
+                        "ArgumentInvalid", "Keys must be base64 of 16 to 64 bytes."
+                    )
+                return {"type": "symmetricKey", "symmetricKey": keys}
+            case "x509":
+                return {"type": "x509", "x509": self._x509(kind, given.get("x509"))}
+            case "tpm":
+                raise catalogue.HubError(
+                    "NotImplemented", "The emulator has no TPM attestation; use X.509."
+                )
+            case other:
+                raise catalogue.HubError("ArgumentInvalid", f"Unknown attestation {other!r}.")
+
+    def _x509(self, kind: str, given: Any) -> Json:
+        """Return the certificates of an X.509 attestation, each with what the service shows."""
+        field = "clientCertificates" if kind == "individual" else "signingCertificates"
+        given = given if isinstance(given, dict) else {}
+        references, pair = given.get("caReferences"), given.get(field)
+        if isinstance(references, dict):
+            for name in references.values():
+                if self._authorities.named(str(name)) is None:
+                    raise catalogue.HubError("ArgumentInvalid", f"There is no authority {name!r}.")
+            return {"caReferences": references}
+        if not isinstance(pair, dict) or not pair.get("primary"):
+            raise catalogue.HubError("ArgumentInvalid", f"'x509.{field}.primary' is missing.")
+        kept: Json = {}
+        for name in ("primary", "secondary"):
+            if isinstance(item := pair.get(name), dict):
+                found = clientcerts.parse_certificate(item.get("certificate"))
+                kept[name] = {
+                    "certificate": item["certificate"],
+                    "info": clientcerts.certificate_info(found),
+                }
+        return {field: kept}
+
+    def _attested(self, enrollment: Json, chain: clientcerts.Chain | None) -> bool:
+        """Tell whether a client's certificates are those of an X.509 enrollment."""
+        if chain is None:
+            return False
+        attestation = enrollment["attestation"]["x509"]
+        if own := attestation.get("clientCertificates"):
+            prints = {item["info"]["sha256Thumbprint"] for item in own.values()}
+            return bool(prints & chain.thumbprints)
+        return chain.leads_to(self._anchors(attestation))
+
+    def _anchors(self, attestation: Json) -> list[x509.Certificate]:
+        if references := attestation.get("caReferences"):
+            found = [self._authorities.named(str(name)) for name in references.values()]
+            return [item for item in found if item is not None]
+        return [
+            clientcerts.parse_certificate(item["certificate"])
+            for item in attestation["signingCertificates"].values()
+        ]
+
 
 def derived_key(group_key: str, registration_id: str) -> str:
     """Return the key of a group's device."""
     digest = hmac.new(base64.b64decode(group_key), registration_id.encode(), hashlib.sha256)
     return base64.b64encode(digest.digest()).decode()
+
+
+def _signed(token: tokens.Token, enrollment: Json, registration_id: str) -> bool:
+    matches = [token.signed_by(key) for key in _device_keys(enrollment, registration_id)]
+    return any(matches) and token.expiry > times.now()
+
+
+def _authentication(
+    enrollment: Json, registration_id: str, chain: clientcerts.Chain | None
+) -> Json:
+    """Return how the device will prove who it is to the hub: as it did here."""
+    if enrollment["attestation"]["type"] == "x509":
+        assert chain is not None
+        prints = {"primaryThumbprint": max(chain.thumbprints, key=len)}
+        return {"type": "selfSigned", "x509Thumbprint": prints}
+    primary, secondary = _device_keys(enrollment, registration_id)
+    keys = {"primaryKey": primary, "secondaryKey": secondary}
+    return {"type": "sas", "symmetricKey": keys}
 
 
 def _device_keys(enrollment: Json, registration_id: str) -> tuple[str, str]:

@@ -240,12 +240,7 @@ class Registry:
     def _settle(self, old: Identity | None, new: Identity) -> None:
         """End connections that the change makes invalid, and tell the others."""
         if old is not None:
-            keys_moved = (old.auth, old.primary_key, old.secondary_key) != (
-                new.auth,
-                new.primary_key,
-                new.secondary_key,
-            )
-            if keys_moved or not new.enabled:
+            if _credentials(old) != _credentials(new) or not new.enabled:
                 self._presence.drop(new.key, "the identity's credentials changed")
             if not new.enabled:
                 for module in self._store.modules_of(new.device_id):
@@ -350,6 +345,16 @@ def _authentication(given: Any) -> dict[str, Any]:
 def _thumbprints(given: Json) -> tuple[str | None, str | None]:
     prints = given.get("x509Thumbprint") or {}
     return prints.get("primaryThumbprint") or None, prints.get("secondaryThumbprint") or None
+
+
+def _credentials(identity: Identity) -> tuple[str | None, ...]:
+    return (
+        identity.auth,
+        identity.primary_key,
+        identity.secondary_key,
+        identity.primary_thumbprint,
+        identity.secondary_thumbprint,
+    )
 
 
 def _generation() -> str:

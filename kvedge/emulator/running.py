@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvedge.emulator import certificates
+from kvedge.emulator.faults import Knobs
 from kvedge.emulator.hub import Hub, Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Mapping
 
 __all__ = ["main", "run"]
 
@@ -48,10 +49,14 @@ async def run(
     host: str,
     aliases: tuple[str, ...],
     evaluation_seconds: float,
+    knobs: Mapping[str, Any],
     verbose: bool,
     ready: Callable[[str], None],
 ) -> None:
-    """Serve until a signal comes; `ready` hears one line when all ports listen."""
+    """Serve until a signal comes; `ready` hears one line when all ports listen.
+
+    `knobs` are fields of `Knobs`.
+    """
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
@@ -72,6 +77,7 @@ async def run(
             host=host,
             aliases=aliases,
             evaluation_seconds=evaluation_seconds,
+            knobs=Knobs(**knobs),
         )
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()

@@ -12,6 +12,7 @@ from kvedge.emulator import catalogue
 from kvedge.emulator.mqtt import packets, wires
 
 if TYPE_CHECKING:
+    from kvedge.emulator.clientcerts import Chain
     from kvedge.emulator.provisioning import Provisioning
     from kvedge.emulator.records import Json
 
@@ -28,13 +29,18 @@ def is_registration(connect: packets.Connect) -> bool:
     return len(parts) > 3 and parts[1] == "registrations"
 
 
-async def serve(provisioning: Provisioning, wire: wires.Wire, connect: packets.Connect) -> None:
+async def serve(
+    provisioning: Provisioning,
+    wire: wires.Wire,
+    connect: packets.Connect,
+    chain: Chain | None,
+) -> None:
     """Serve a provisioning client until it goes; raises Malformed."""
     scope, _, registration_id, *_ = connect.username.split("/")
     if connect.client_id != registration_id:
         wire.write(packets.connack(_WRONG_ID))
         return
-    enrollment = provisioning.admitted(scope, registration_id, connect.password)
+    enrollment = provisioning.admitted(scope, registration_id, connect.password, chain)
     if enrollment is None:
         wire.write(packets.connack(_NOT_AUTHORIZED))
         return
@@ -47,7 +53,9 @@ async def serve(provisioning: Provisioning, wire: wires.Wire, connect: packets.C
                 message = packets.parse_publish(flags, body)
                 if message.qos:
                     wire.write(packets.puback(message.packet_id))
-                wire.write(_answered(provisioning, registration_id, enrollment, message.topic))
+                wire.write(
+                    _answered(provisioning, registration_id, enrollment, message.topic, chain)
+                )
             case packets.Kind.SUBSCRIBE:
                 wanted = packets.parse_subscribe(flags, body)
                 codes = [
@@ -68,7 +76,11 @@ async def serve(provisioning: Provisioning, wire: wires.Wire, connect: packets.C
 
 
 def _answered(
-    provisioning: Provisioning, registration_id: str, enrollment: Json, topic: str
+    provisioning: Provisioning,
+    registration_id: str,
+    enrollment: Json,
+    topic: str,
+    chain: Chain | None,
 ) -> bytes:
     path, _, query = topic.partition("?")
     fields = urllib.parse.parse_qs(query)
@@ -77,7 +89,7 @@ def _answered(
     try:
         match path:
             case "$dps/registrations/PUT/iotdps-register/":
-                status, body = 202, provisioning.register(registration_id, enrollment)
+                status, body = 202, provisioning.register(registration_id, enrollment, chain)
                 retry = f"&retry-after={_RETRY_SECONDS}"
             case "$dps/registrations/GET/iotdps-get-operationstatus/":
                 operation_id = fields.get("operationId", [""])[0]

@@ -10,23 +10,24 @@ from kvedge.emulator.mqtt import wires
 from kvedge.emulator.mqtt.sessions import Services, Session
 
 if TYPE_CHECKING:
-    import ssl
-
     from aiohttp import web
+
+    from kvedge.emulator.clientcerts import Chain, ServerTls
 
 __all__ = ["MqttServer"]
 
 _LOG = logging.getLogger(__name__)
-_HANDSHAKE_SECONDS = 15.0
 _SHUTDOWN_SECONDS = 1.0
 
 
 class MqttServer:
     """Accepts connections and gives each a session."""
 
-    def __init__(self, services: Services, context: ssl.SSLContext) -> None:
+    def __init__(self, services: Services, tls: ServerTls, patience_seconds: float) -> None:
+        """Make a server; a client has so many seconds for its handshake, then for CONNECT."""
         self._services = services
-        self._context = context
+        self._tls = tls
+        self._patience = patience_seconds
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -36,8 +37,8 @@ class MqttServer:
             self._serve,
             address,
             port,
-            ssl=self._context,
-            ssl_handshake_timeout=_HANDSHAKE_SECONDS,
+            ssl=self._tls.context,
+            ssl_handshake_timeout=self._patience,
             ssl_shutdown_timeout=_SHUTDOWN_SECONDS,
             backlog=1024,
             reuse_address=True,
@@ -55,13 +56,13 @@ class MqttServer:
             for task in late:
                 task.cancel()
 
-    async def serve_socket(self, socket: web.WebSocketResponse) -> None:
+    async def serve_socket(self, socket: web.WebSocketResponse, chain: Chain | None) -> None:
         """Serve a client that came over WebSocket (`/$iothub/websocket`) until it ends."""
         wire = wires.SocketWire(socket)
-        session = Session(self._services, wire)
+        session = Session(self._services, wire, chain)
         async with asyncio.TaskGroup() as group:
             group.create_task(wire.run(), name="mqtt websocket")
-            await session.run()
+            await session.run(self._patience)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -70,7 +71,9 @@ class MqttServer:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         try:
-            await Session(self._services, wires.StreamWire(reader, writer)).run()
+            chain = self._tls.chain_of(writer.get_extra_info("ssl_object"))
+            session = Session(self._services, wires.StreamWire(reader, writer), chain)
+            await session.run(self._patience)
         except Exception:  # noqa: BLE001 - logged in full, answered in short
             # One client's fault must not end the server, but it is ours to know.
             _LOG.exception("an MQTT session failed")

@@ -17,6 +17,7 @@ from kvedge.emulator.mqtt import packets, registering, topics, wires
 
 if TYPE_CHECKING:
     from kvedge.emulator.access import Access
+    from kvedge.emulator.clientcerts import Chain
     from kvedge.emulator.messaging import Commands, Telemetry
     from kvedge.emulator.presence import Presence
     from kvedge.emulator.provisioning import Provisioning
@@ -26,9 +27,9 @@ if TYPE_CHECKING:
 __all__ = ["Services", "Session"]
 
 _LOG = logging.getLogger(__name__)
-_CONNECT_SECONDS = 15.0
 _KEEP_ALIVE_CAP = 1767.0
 _UNSENT_BYTES = 4 * 1024 * 1024
+_LONGEST_SESSION = 365 * 86400.0
 _ACCEPTED, _WRONG_LEVEL, _WRONG_ID, _NOT_AUTHORIZED = 0, 1, 2, 5
 
 
@@ -52,9 +53,11 @@ class _Closed(Exception):
 class Session:
     """The hub's end of one MQTT connection; implements `presence.Session`."""
 
-    def __init__(self, services: Services, wire: wires.Wire) -> None:
+    def __init__(self, services: Services, wire: wires.Wire, chain: Chain | None) -> None:
+        """Serve a connection whose client has shown these certificates, or none."""
         self._hub = services
         self._wire = wire
+        self._chain = chain
         self._key = ""
         self._device_id = ""
         self._module_id = ""
@@ -67,15 +70,15 @@ class Session:
         self._timer: asyncio.TimerHandle | None = None
         self._ended = False
 
-    async def run(self) -> None:
-        """Serve the connection until either side ends it."""
+    async def run(self, patience_seconds: float) -> None:
+        """Serve the connection until either side ends it; CONNECT must come in time."""
         will: packets.Publish | None = None
         try:
-            async with asyncio.timeout(_CONNECT_SECONDS):
+            async with asyncio.timeout(patience_seconds):
                 kind, flags, body = await wires.read_packet(self._wire)
             connect = packets.parse_connect(kind, flags, body)
             if registering.is_registration(connect):
-                await registering.serve(self._hub.provisioning, self._wire, connect)
+                await registering.serve(self._hub.provisioning, self._wire, connect, self._chain)
                 return
             will = self._accept(connect)
             limit = connect.keep_alive * 1.5 or _KEEP_ALIVE_CAP
@@ -155,10 +158,13 @@ class Session:
             self._wire.write(packets.connack(_WRONG_ID))
             raise _Closed("client id and user name differ")
         key = records.key_of(device_id, module_id)
-        expiry = self._hub.access.device_expiry(key, connect.password)
+        if connect.password:
+            expiry = self._hub.access.device_expiry(key, connect.password)
+        else:
+            expiry = self._hub.access.certificate_expiry(key, self._chain)
         if expiry is None:
             self._wire.write(packets.connack(_NOT_AUTHORIZED))
-            raise _Closed("the token is missing, wrong or expired")
+            raise _Closed("the token or certificate is missing, wrong or expired")
         self._key, self._device_id, self._module_id = key, device_id, module_id
         self._clean = connect.clean
         stored = f"subscriptions/{key}"
@@ -169,7 +175,7 @@ class Session:
             with self._hub.store.transaction() as transaction:
                 transaction.delete("value", stored)
         self._timer = asyncio.get_running_loop().call_later(
-            expiry - times.now(), self.close, "the token expired"
+            min(expiry - times.now(), _LONGEST_SESSION), self.close, "its credentials expired"
         )
         model = urllib.parse.parse_qs(query).get("model-id", [""])[0]
         self._hub.twins.set_model(key, model)

@@ -23,6 +23,9 @@ from kvedge.emulator import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kvedge.emulator.clientcerts import Authorities, Chain
     from kvedge.emulator.deploying import Engine
     from kvedge.emulator.faults import Faults
     from kvedge.emulator.jobs import Jobs
@@ -56,6 +59,8 @@ class Handlers:
         faults: Faults,
         jobs: Jobs,
         provisioning: Provisioning,
+        authorities: Authorities,
+        chain_of: Callable[[Any], Chain | None],
     ) -> None:
         self._store = store
         self._presence = presence
@@ -69,6 +74,8 @@ class Handlers:
         self._faults = faults
         self._jobs = jobs
         self._provisioning = provisioning
+        self._authorities = authorities
+        self._chain_of = chain_of
 
     async def list_devices(self, request: web.Request) -> web.Response:
         """List device identities."""
@@ -347,6 +354,20 @@ class Handlers:
         self._provisioning.delete("group", request.match_info["name"])
         return web.Response(status=204)
 
+    async def list_authorities(self, request: web.Request) -> web.Response:
+        """List the CA certificates that devices may chain up to."""
+        del request
+        return answer(self._authorities.all())
+
+    async def put_authority(self, request: web.Request) -> web.Response:
+        """Keep a CA certificate; on the service this is done in the resource's management."""
+        return answer(self._authorities.put(request.match_info["name"], await _json(request)))
+
+    async def delete_authority(self, request: web.Request) -> web.Response:
+        """Forget a CA certificate."""
+        self._authorities.delete(request.match_info["name"])
+        return web.Response(status=204)
+
     async def describe(self, request: web.Request) -> web.Response:
         """Return what a client has to know of this hub."""
         del request
@@ -355,7 +376,9 @@ class Handlers:
     async def register(self, request: web.Request) -> web.Response:
         """Register a device that provisions itself."""
         enrollment = self._enrolled(request)
-        started = self._provisioning.register(request.match_info["registration"], enrollment)
+        started = self._provisioning.register(
+            request.match_info["registration"], enrollment, self._chain(request)
+        )
         return answer(started, status=202, headers={"Retry-After": "1"})
 
     async def registration_status(self, request: web.Request) -> web.Response:
@@ -372,10 +395,15 @@ class Handlers:
             request.match_info["scope"],
             request.match_info["registration"],
             request.headers.get("Authorization", ""),
+            self._chain(request),
         )
         if found is None:
             raise catalogue.HubError("IotHubUnauthorized")
         return found
+
+    def _chain(self, request: web.Request) -> Chain | None:
+        transport = request.transport
+        return self._chain_of(transport and transport.get_extra_info("ssl_object"))
 
     async def _write_twin(self, request: web.Request, *, replace: bool) -> web.Response:
         body = await _json(request)

@@ -103,7 +103,8 @@ def test_an_individual_by_https(hub, call, registry, new_id):
 
 
 def test_other_attestations_are_refused(call):
-    """X.509 and TPM are named as not emulated."""
+    """TPM is named as not emulated."""
     status, body = call("PUT", "/enrollments/x", {"attestation": {"type": "tpm", "tpm": {}}})
     assert status == 501
-    assert "symmetric keys only" in body["Message"]
+    assert "no TPM attestation" in body["Message"]
+    assert call("PUT", "/enrollments/x", {"attestation": {"type": "other"}})[0] == 400
