@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvedge.emulator import deploying
-from kvedge.emulator.records import Configuration
+from kvedge.emulator import configuring, deploying
+from kvedge.emulator.records import Configuration, Twin
 
 
 def configuration(name, content, priority=0):
@@ -84,3 +86,73 @@ def test_merging_leaves_the_contents_alone():
     layer = configuration("l", {"$edgeAgent": {}, "a": {"properties.desired.deep.x": 1}})
     deploying.manifest(BASE, [layer])
     assert repr(BASE) == before
+
+
+names = st.sampled_from(["a", "b"])
+leaves = st.integers(0, 3) | st.dictionaries(names, st.integers(0, 3), max_size=2)
+sections = st.dictionaries(
+    st.lists(names, max_size=3).map(lambda path: ".".join(["properties.desired", *path])),
+    st.dictionaries(names, leaves, max_size=2),
+    max_size=3,
+)
+layers = st.lists(st.dictionaries(st.sampled_from(["m", "n"]), sections, max_size=2), max_size=4)
+
+
+def flat(document, at=()):
+    """Return a document as leaves by path; an empty object is a leaf."""
+    if not isinstance(document, dict) or (at and not document):
+        return {at: document}
+    found = {}
+    for name, value in document.items():
+        found |= flat(value, (*at, name))
+    return found
+
+
+def modelled(contents):
+    """Merge as the rule says: each path, shortest first, replaces all that is at or below it."""
+    result = {}
+    for content in contents:
+        for module, section in content.items():
+            leaves = result.setdefault(module, {})
+            for path in sorted(section):
+                place = tuple(path.split(".")[2:])
+                for known in [*leaves]:
+                    if known[: len(place)] == place or place[: len(known)] == known:
+                        del leaves[known]
+                leaves |= flat(section[path], place)
+    return result
+
+
+@given(layers)
+def test_a_merge_is_what_the_model_says(contents):
+    """Base and layers merge as a slow model over leaves does, for any paths."""
+    stack = [
+        configuration(f"c{n}", {"$edgeAgent": {}, **content}) for n, content in enumerate(contents)
+    ]
+    merged = deploying.manifest(stack[0] if stack else None, stack[1:])
+    merged.pop("$edgeAgent", None)
+    expected = modelled(contents)
+    assert {module: flat(values) for module, values in merged.items()} == expected
+
+
+@given(layers, st.integers(0, 3))
+def test_device_configurations_settle(contents, which):
+    """Applying configurations to what they have written changes nothing."""
+    rules = configuring.Rules(
+        "deviceContent",
+        [
+            dataclasses.replace(
+                configuration(f"c{n}", {}, priority=n),
+                content={"deviceContent": content.get("m", {})},
+                target_condition="*",
+            )
+            for n, content in enumerate(contents)
+        ],
+    )
+    desired = {"own": {"a": which}, "$version": 1, "$metadata": {}}
+    twin = Twin(device_id="d", desired=desired, reported={})
+    once, statuses = rules.outcome(twin)
+    again, same = rules.outcome(dataclasses.replace(twin, desired={**desired, **once}))
+    assert (again, same) == (once, statuses)
+    assert once["own"] == {"a": which}
+    assert statuses.keys() == {f"c{n}" for n in range(len(contents))}

@@ -130,3 +130,27 @@ def test_tags_take_eight_kilobytes(values, fits):
     else:
         with pytest.raises(HubError, match="8192"):
             patching.check_size("Tags", values)
+
+
+@given(st.lists(patches, min_size=2, max_size=5), st.randoms(use_true_random=False))
+def test_any_order_of_patches_ends_the_same(changes, random):
+    """Writers that touch different members meet in one state, whatever order they come in."""
+    own = [{f"writer{number}": change} for number, change in enumerate(changes)]
+    own += [{"shared": {f"writer{number}": change}} for number, change in enumerate(changes)]
+    shuffled = random.sample(own, k=len(own))
+    one, other = applied({}, *own), applied({}, *shuffled)
+    assert patching.values(one) == patching.values(other)
+    assert one["$version"] == other["$version"]
+
+
+@given(st.lists(patches, min_size=1, max_size=5))
+def test_notified_differences_lead_to_the_twin(changes):
+    """A device that merges each patch it hears has the twin's values at any time."""
+    document, heard = patching.empty("t"), {}
+    for change in changes:
+        before = patching.values(document)
+        document = patching.merged(document, change, "t", versioned=True)
+        heard = reference(heard, copy.deepcopy(change))
+        assert heard == patching.values(document)
+        difference = patching.difference(before, patching.values(document))
+        assert reference(copy.deepcopy(before), copy.deepcopy(difference)) == heard

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -223,6 +225,122 @@ def test_a_tree_written_out_is_the_same_tree(text):
     assert query.parse_condition(written(node)) == node
     assert query.holds(node)(ROW) in (True, False)
     assert query.holds(node)({}) in (True, False)
+
+
+NOTHING = object()
+
+
+def modelled(node, row):
+    """Evaluate a tree as the documentation words it: a place that is not there has no value."""
+    match node:
+        case parsing.Literal(value, defined):
+            return value if defined else NOTHING
+        case parsing.Path(names):
+            for name in names:
+                if type(row) is not dict or name not in row:
+                    return NOTHING
+                row = row[name]
+            return row
+        case parsing.IsDefined(path):
+            return modelled(path, row) is not NOTHING
+        case parsing.Array(items):
+            return [modelled(item, row) for item in items]
+        case parsing.Unary("NOT", operand):
+            value = modelled(operand, row)
+            return (
+                {True: False, False: True}.get(value, NOTHING) if type(value) is bool else NOTHING
+            )
+        case parsing.Unary(_, operand):
+            value = modelled(operand, row)
+            return -value if type(value) in (int, float) else NOTHING
+        case parsing.Binary(operator, left, right):
+            return operated(operator, modelled(left, row), modelled(right, row))
+    raise AssertionError(node)
+
+
+def kind(value):
+    return {bool: "boolean", str: "text", int: "number", float: "number"}.get(type(value), "other")
+
+
+def operated(operator, left, right):
+    if operator in ("AND", "OR"):
+        strong = operator == "OR"
+        if left is strong or right is strong:
+            return strong
+        return not strong if left is right is (not strong) else NOTHING
+    if operator == "IN":
+        if left is NOTHING or type(right) is not list:
+            return NOTHING
+        return any(operated("=", left, item) is True for item in right)
+    if left is NOTHING or right is NOTHING:
+        return NOTHING
+    if operator in ("=", "!=") and (left is None or right is None):
+        return (left is right) is (operator == "=")
+    if operator in ("=", "!=", "<", "<=", ">", ">="):
+        if kind(left) != kind(right) or kind(left) == "other":
+            return NOTHING
+        return {
+            "=": left == right, "!=": left != right, "<": left < right,
+            "<=": left <= right, ">": left > right, ">=": left >= right,
+        }[operator]  # fmt: skip
+    if kind(left) != "number" or kind(right) != "number":
+        return NOTHING
+    try:
+        value = {
+            "+": lambda: left + right, "-": lambda: left - right, "*": lambda: left * right,
+            "/": lambda: left / right, "%": lambda: math.fmod(left, right),
+        }[operator]()  # fmt: skip
+    except (ArithmeticError, ValueError):
+        return NOTHING
+    return value if math.isfinite(value) else NOTHING
+
+
+rows = st.fixed_dictionaries(
+    {"deviceId": st.text("abx", max_size=2)},
+    optional={
+        "tags": st.dictionaries(
+            st.sampled_from(["site", "line", "order by"]),
+            st.none() | st.booleans() | st.integers(-9, 9) | st.sampled_from(["x", "lille"]),
+        )
+    },
+)
+
+
+@given(expressions, rows)
+def test_conditions_mean_what_the_model_says(text, row):
+    """The compiled condition and a slow walk over the tree agree on every row."""
+    node = query.parse_condition(text)
+    assert query.holds(node)(row) is (modelled(node, row) is True)
+
+
+@given(st.lists(rows, max_size=12), expressions)
+def test_groups_are_what_the_model_says(several, condition):
+    """Selecting, grouping and counting agree with loops over all rows."""
+    text = (
+        "SELECT tags.site, COUNT() AS n, SUM(tags.line) AS s, MAX(tags.line) AS m "
+        f"FROM devices WHERE {condition} GROUP BY tags.site"
+    )
+    node = query.parse_condition(condition)
+    expected = {}
+    for row in several:
+        if modelled(node, row) is True:
+            site = row.get("tags", {}).get("site", NOTHING)
+            expected.setdefault((type(site), site), []).append(
+                row.get("tags", {}).get("line", NOTHING)
+            )
+    found = query.Evaluation(query.parse_query(text)).grouped(several)
+    assert len(found) == len(expected)
+    for group in found:
+        site = group.get("site", NOTHING)
+        lines = expected[type(site), site]
+        numbers = [line for line in lines if kind(line) == "number"]
+        assert group["n"] == len(lines)
+        assert group.get("s", NOTHING) == (sum(numbers) if numbers else NOTHING)
+        present = [line for line in lines if line is not NOTHING]
+        if present and all(kind(line) == "text" for line in present):
+            assert group["m"] == max(present)
+        else:
+            assert group.get("m", NOTHING) == (max(numbers) if numbers else NOTHING)
 
 
 tokens = st.sampled_from(
