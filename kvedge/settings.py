@@ -254,9 +254,10 @@ def _hub(top: Fields) -> spec.Hub:
         )  # fmt: skip
     elif text and text != _ENCRYPTED:
         members = dict(item.split("=", 1) for item in text.split(";") if "=" in item)
-        lacks = [
-            k for k in ("HostName", "SharedAccessKeyName", "SharedAccessKey") if not members.get(k)
-        ]
+        wanted = ["HostName", "SharedAccessKeyName", "SharedAccessKey"]
+        if members.get("Authentication") == "EntraId":
+            wanted = ["HostName"]
+        lacks = [k for k in wanted if not members.get(k)]
         if lacks:
             part.problem(
                 "connectionString", f"lacks {' and '.join(lacks)}",

@@ -60,6 +60,9 @@ _MQTT = "integration/emulator/test_mqtt.py"
 _JOBS = "contract/hub/test_jobs.py"
 _KNOBS = "contract/hub/test_knobs.py"
 _PROVISIONING = "contract/hub/test_provisioning.py"
+_CERTIFICATES = "contract/hub/test_certificates.py"
+_CONFIGURATIONS = "contract/hub/test_device_configurations.py"
+_FAULTS = "integration/emulator/test_faults.py"
 _DURABILITY = "integration/emulator/test_durability.py"
 
 ROWS: tuple[Row, ...] = (
@@ -87,8 +90,13 @@ ROWS: tuple[Row, ...] = (
         ("Edge capability, `$edgeAgent`, `$edgeHub`, scopes and parents", "done", "", "",
          _IDENTITIES),
         ("Statistics", "done", "", "registry_statistics service_statistics", _IDENTITIES),
-        ("X.509 thumbprints and CA authentication", "differs",
-         "kept and shown; such devices cannot connect", "", _IDENTITIES),
+        ("X.509 thumbprints", "done",
+         "on MQTT, WebSocket and HTTPS; an unknown or expired certificate ends the TLS handshake",
+         "", _CERTIFICATES),
+        ("X.509 below a CA", "differs",
+         "the CA is made known by `PUT /kvedge/v1/authorities/{name}`, not in Azure's management; "
+         "the leaf's common name is the device id (or `device/module`)",
+         "list_authorities put_authority delete_authority", _CERTIFICATES),
         ("Quota of 1,000,000 identities", "differs", "not counted", "", ""),
     ),
     *_rows(
@@ -127,8 +135,9 @@ ROWS: tuple[Row, ...] = (
         ("Content for one device", "done", "", "apply_content", _DEPLOYMENTS),
         ("Removal of a deployed module's identity", "differs",
          "left to the edge agent, as its identity service does it", "", ""),
-        ("Device and module configurations (`deviceContent`, `moduleContent`)", "differs",
-         "kept and checked, never applied and not measured", "", ""),
+        ("Device and module configurations (`deviceContent`, `moduleContent`)", "done",
+         "the highest priority wins each setting; a module configuration never hits `$edgeAgent` "
+         "or `$edgeHub`", "", _CONFIGURATIONS),
     ),
     *_rows(
         "Methods and messages",
@@ -160,6 +169,8 @@ ROWS: tuple[Row, ...] = (
         ("Scheduled jobs (jobs v2)", "done", "", "put_job get_job cancel_job query_jobs", _JOBS),
         ("Provisioning with symmetric keys, by MQTT and HTTPS", "done", "",
          "register registration_status", _PROVISIONING),
+        ("Provisioning with X.509, by MQTT and HTTPS", "done",
+         "individual by the device's certificate, groups by their CA", "", _CERTIFICATES),
         ("Enrollments and groups", "differs",
          "under the hub's own name and keys; no allocation policies, no queries",
          "put_enrollment get_enrollment delete_enrollment put_group get_group delete_group",
@@ -167,19 +178,24 @@ ROWS: tuple[Row, ...] = (
     ),
     Row(area="Jobs and provisioning", what="Import and export jobs", state=State.REFUSED,
         note="they need blob storage", request="POST /jobs/create", tests=(_ACCESS,)),
-    Row(area="Jobs and provisioning", what="X.509 and TPM attestation", state=State.REFUSED,
+    Row(area="Jobs and provisioning", what="TPM attestation", state=State.REFUSED,
+        note="the nonce is sealed to a TPM, and none of the vendor's Python clients opens it",
         request="PUT /enrollments/x", tests=(_PROVISIONING,)),
     Row(area="Methods and messages", what="Feedback of cloud-to-device messages",
         state=State.REFUSED, request="GET /messages/serviceBound/feedback", tests=(_ACCESS,)),
     *_rows(
         "Only here",
         ("Throttles, latency, failures, query lag, dropped connections", "own",
-         "`PUT /kvedge/v1/knobs`; all off at first", "get_knobs put_knobs", _KNOBS),
+         "flags of `kvedge hub emulate` and `kvedge hub knobs`; all off at first",
+         "get_knobs put_knobs", _KNOBS),
         ("The provisioning scope", "own", "`GET /kvedge/v1/hub`", "describe", _PROVISIONING),
         ("Whole state as JSON", "own", "`GET` and `PUT /kvedge/v1/state`",
          "export_state import_state", "integration/emulator/test_state.py"),
         ("`x-kvedge-emulator: 1` on every answer", "own",
          "so that the stand-in edge runtime refuses a real hub", "", _ACCESS),
+        ("Slow, half-open and malformed clients", "own",
+         "15 s for a TLS handshake, CONNECT or a body, 75 s for an idle HTTPS connection", "",
+         _FAULTS),
         ("Acknowledged writes survive kill -9", "own", "SQLite with a write-ahead log", "",
          _DURABILITY),
     ),

@@ -31,6 +31,7 @@ CREATE TABLE IF NOT EXISTS documents (
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS events (sequence INTEGER PRIMARY KEY AUTOINCREMENT, body BLOB NOT NULL);
 """
+_PUT = "INSERT OR REPLACE INTO documents VALUES (?, ?, ?)"
 _VERSION = 1
 _KINDS: dict[str, type[Any]] = {
     "identity": records.Identity,
@@ -116,9 +117,13 @@ class Store:
             if value is not None
         ]
         removals = [place for place, value in collected.changes.items() if value is None]
-        with self._committing() as cursor:
-            cursor.executemany("INSERT OR REPLACE INTO documents VALUES (?, ?, ?)", writes)
-            cursor.executemany("DELETE FROM documents WHERE kind = ? AND key = ?", removals)
+        if len(writes) == 1 and not removals:
+            # By far the most common change: one statement is a transaction of its own.
+            self._connection.execute(_PUT, writes[0])
+        else:
+            with self._committing() as cursor:
+                cursor.executemany(_PUT, writes)
+                cursor.executemany("DELETE FROM documents WHERE kind = ? AND key = ?", removals)
         for (kind, key), value in collected.changes.items():
             self._remember(kind, key, value)
 
@@ -199,12 +204,10 @@ def _key(record: Any) -> str:
 
 
 def _dump(value: Any) -> bytes:
-    if type(value) not in _NAMES:
-        return orjson.dumps(value)
-    fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, records.Message):
-        fields["payload"] = base64.b64encode(value.payload).decode()
-    return orjson.dumps(fields)
+        payload = base64.b64encode(value.payload).decode()
+        return orjson.dumps({**dataclasses.asdict(value), "payload": payload})
+    return orjson.dumps(value)
 
 
 def _load(kind: str, body: bytes) -> Any:

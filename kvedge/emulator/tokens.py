@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import dataclasses
+import functools
 import hashlib
 import hmac
 import secrets
@@ -52,6 +53,7 @@ class Token:
         )
 
 
+@functools.lru_cache(maxsize=4096)
 def parse(text: str) -> Token | None:
     """Return the token in an Authorization header or an MQTT password, None if it is none."""
     if not text.startswith(_PREFIX):

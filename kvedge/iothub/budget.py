@@ -1,6 +1,7 @@
 """How many requests of each kind one hub may get a minute, and who goes first.
 
-A hub takes 20 configuration operations, 20 queries and 100 registry operations a minute and unit
+A hub takes 20 configuration operations, 20 queries and 100 registry operations a minute and unit,
+and 50 twin writes a second
 (https://learn.microsoft.com/azure/iot-hub/iot-hub-devguide-quotas-throttling). Above that it delays
 and then refuses, so requests wait here instead, where a retirement can overtake a poll.
 """
@@ -19,6 +20,9 @@ UNLIMITED = 0
 """Units of a hub that nobody throttles, such as the emulator."""
 
 _PER_MINUTE = {"configurations": 20, "query": 20, "registry": 100}
+"""Multiplied by the units."""
+_TWINS_PER_SECOND = 50
+"""Reads and writes together, whatever the units; reads alone could be twice as many."""
 
 
 class Lane(enum.IntEnum):
@@ -35,7 +39,8 @@ class Budget:
 
     def __init__(self, units: int = 1) -> None:
         self.units = units
-        self._buckets = {kind: _Bucket(limit * units) for kind, limit in _PER_MINUTE.items()}
+        self._buckets = {kind: _Bucket(limit * units, 60) for kind, limit in _PER_MINUTE.items()}
+        self._buckets["twins"] = _Bucket(_TWINS_PER_SECOND, 1)
         self.spent: dict[str, int] = {}
         """Requests sent so far, by kind."""
 
@@ -54,8 +59,9 @@ class Budget:
 class _Bucket:
     """A token bucket whose waiters are served by lane, then by arrival."""
 
-    def __init__(self, per_minute: int) -> None:
-        self._capacity = float(per_minute)
+    def __init__(self, count: int, seconds: int) -> None:
+        self._capacity = float(count)
+        self._seconds = seconds
         self._level = self._capacity
         self._at: float | None = None
         self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
@@ -65,7 +71,7 @@ class _Bucket:
     def level(self) -> float:
         now = asyncio.get_running_loop().time()
         if self._at is not None:
-            grown = (now - self._at) * self._capacity / 60
+            grown = (now - self._at) * self._capacity / self._seconds
             self._level = min(self._capacity, self._level + grown)
         self._at = now
         return self._level
@@ -82,7 +88,7 @@ class _Bucket:
     def _arm(self) -> None:
         if self._timer is None and self._waiting:
             missing = max(0.0, 1 - self.level())
-            delay = missing * 60 / self._capacity
+            delay = missing * self._seconds / self._capacity
             self._timer = asyncio.get_running_loop().call_later(delay + 0.001, self._serve)
 
     def _serve(self) -> None:

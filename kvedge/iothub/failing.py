@@ -14,7 +14,13 @@ from typing import Any
 
 from kvedge import errors, redact
 
-__all__ = ["Backoff", "error_from_response", "error_from_transport", "retryable"]
+__all__ = [
+    "Backoff",
+    "error_from_response",
+    "error_from_sign_in",
+    "error_from_transport",
+    "retryable",
+]
 
 _CODE = re.compile(r"ErrorCode:([A-Za-z0-9]+);?\s*(.*)", re.DOTALL)
 _TRACKING = re.compile(r"Tracking ID:\s*([0-9A-Za-z-]+)", re.IGNORECASE)
@@ -62,6 +68,18 @@ def error_from_response(attempt: str, response: Any) -> errors.RemoteError:
     if status == 429:
         return errors.Throttled(attempt, retry_after=_seconds(response), **known)
     return errors.RemoteError(attempt, **known)
+
+
+def error_from_sign_in(attempt: str, cause: Exception) -> errors.Unauthorized:
+    """Return the error of a request for which Microsoft Entra ID gave no token."""
+    told = str(getattr(cause, "message", "") or cause).strip()
+    return errors.Unauthorized(
+        attempt,
+        status=401,
+        reason="SignInFailed",
+        details=redact.redacted(told.splitlines()[0] if told else ""),
+        hint="az login, or give the identity the role IoT Hub Data Contributor",
+    )
 
 
 def error_from_transport(attempt: str, cause: Exception) -> errors.RemoteError:

@@ -433,10 +433,13 @@ class Hub:
 
 def _run(what: str, send: Callable[[Any], Any], protocol: Any) -> Any:
     """Send one request on a thread of the pool and translate its failure."""
+    from azure.core.exceptions import ClientAuthenticationError
     from msrest.exceptions import ClientException, HttpOperationError
 
     try:
         return send(protocol)
+    except ClientAuthenticationError as cause:
+        raise failing.error_from_sign_in(what, cause) from None
     except HttpOperationError as cause:
         raise failing.error_from_response(what, cause.response) from None
     except ClientException as cause:

@@ -25,21 +25,22 @@ if TYPE_CHECKING:
 __all__ = ["connect", "host_of"]
 
 _PARTS = ("HostName", "SharedAccessKeyName", "SharedAccessKey")
+_ENTRA = "EntraId"
+"""Value of `Authentication` in a connection string without a key."""
 
 
 def host_of(connection_string: Secret) -> str:
     """Return the hub's host name (with its port, if any) of a service connection string.
 
+    `HostName=…;Authentication=EntraId` stands for a hub without a key.
+
     Raises:
         SpecError: a part is missing; the text itself is never shown.
     """
-    fields = dict(
-        part.strip().split("=", 1)
-        for part in connection_string.reveal().strip().split(";")
-        if "=" in part
-    )
+    fields = _fields(connection_string)
+    needed = _PARTS[:1] if fields.get("Authentication") == _ENTRA else _PARTS
     problems = [
-        errors.Problem(path=name, message="is missing") for name in _PARTS if not fields.get(name)
+        errors.Problem(path=name, message="is missing") for name in needed if not fields.get(name)
     ]
     if "DeviceId" in fields:
         problems.append(
@@ -61,7 +62,12 @@ def host_of(connection_string: Secret) -> str:
 def connect(connection_string: Secret, ca_file: Path | None) -> Any:
     """Return the vendor's protocol client; its operations answer with plain JSON."""
     manager_class = _load().IoTHubConfigurationManager
-    protocol = manager_class.from_connection_string(connection_string.reveal().strip()).protocol
+    fields = _fields(connection_string)
+    if fields.get("Authentication") == _ENTRA:
+        manager = manager_class.from_token_credential(fields["HostName"], _credential())
+    else:
+        manager = manager_class.from_connection_string(connection_string.reveal().strip())
+    protocol = manager.protocol
     # Our own pauses fit the hub; the package's swallow the status of a refused request.
     protocol.config.retry_policy.retries = 0
     if ca_file is not None:
@@ -72,6 +78,26 @@ def connect(connection_string: Secret, ca_file: Path | None) -> Any:
     ):  # fmt: skip
         operations._deserialize = _json_of  # noqa: SLF001 - typed models cost more than the request
     return protocol
+
+
+def _fields(connection_string: Secret) -> dict[str, str]:
+    return dict(
+        part.strip().split("=", 1)
+        for part in connection_string.reveal().strip().split(";")
+        if "=" in part
+    )
+
+
+def _credential() -> Any:
+    """Return who this process is to Microsoft Entra ID: by environment, workload or `az login`."""
+    try:
+        from azure.identity import DefaultAzureCredential
+    except ImportError as cause:
+        raise errors.ToolMissing(
+            "azure-identity", "it signs in by Microsoft Entra ID",
+            hint="pip install 'kvedge[azure]'",
+        ) from cause  # fmt: skip
+    return DefaultAzureCredential()
 
 
 def _load() -> types.ModuleType:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import signal
 import stat
 import subprocess
@@ -86,13 +87,15 @@ def test_no_acknowledged_write_is_lost(start, rounds):
         manager = process.manager()
         if not acknowledged:
             manager.create_device_with_sas("d", "", "", "enabled")
-        threading.Timer(0.25, process.child.kill).start()
         count = 0
         try:
             while True:
                 name = f"r{number}-{count % 40}"
                 manager.update_twin("d", Twin(tags={name: count}), "*")
                 acknowledged[name] = count
+                if count == 0:
+                    # Not before the first answer, however slow the machine is.
+                    threading.Timer(random.uniform(0.0, 0.3), process.child.kill).start()
                 count += 1
         except (ClientException, requests.exceptions.RequestException):
             process.end(signal.SIGKILL)

@@ -97,7 +97,7 @@ def test_what_is_refused_says_so(hub):
     assert len(requests) >= 3
     for request in requests:
         method, path = request.split()
-        body = {"attestation": {"type": "x509"}} if method == "PUT" else None
+        body = {"attestation": {"type": "tpm"}} if method == "PUT" else None
         status, answer = ask(hub, method, f"{path}?api-version=2021-04-12", body)
         assert status == 501, request
         assert re.match(r"ErrorCode:NotImplemented;The emulator .+", answer["Message"])

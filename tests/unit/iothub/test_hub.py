@@ -226,3 +226,55 @@ async def test_budget_serves_urgent_requests_first():
     assert [lane for lane, _ in order] == [iothub.Lane.URGENT, iothub.Lane.POLL]
     assert 2.9 < order[0][1] < 3.2
     assert 5.9 < order[1][1] < 6.3
+
+
+async def test_entra_id_instead_of_a_key(server, certificate, monkeypatch):
+    """Without a key, requests carry the token that azure-identity gives for IoT Hub's scope."""
+    import azure.identity
+    from azure.core.credentials import AccessToken
+
+    asked = []
+
+    class Signed:
+        def get_token(self, *scopes, **_options):
+            asked.extend(scopes)
+            return AccessToken("the-token", 9_999_999_999)
+
+    monkeypatch.setattr(azure.identity, "DefaultAzureCredential", Signed)
+    server.script += [(200, {}, []), (200, {}, [])]
+    text = f"HostName=localhost:{server.server_port};Authentication=EntraId"
+    async with iothub.Hub.from_connection_string(
+        Secret(text), ca_file=certificate / "hub.crt"
+    ) as made:
+        assert made.host == f"localhost:{server.server_port}"
+        await made.configurations()
+        await made.query("SELECT * FROM devices")
+    assert [seen[2]["Authorization"] for seen in server.seen] == ["Bearer the-token"] * 2
+    assert set(asked) == {"https://iothubs.azure.net/.default"}
+
+
+async def test_a_failed_sign_in_says_what_to_do(server, certificate, monkeypatch):
+    """Where azure-identity has no token the request is not sent and the hint names the way."""
+    for name in ("AZURE_CLIENT_ID", "AZURE_TENANT_ID", "AZURE_CLIENT_SECRET"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AZURE_TOKEN_CREDENTIALS", "EnvironmentCredential")
+    text = f"HostName=localhost:{server.server_port};Authentication=EntraId"
+    async with iothub.Hub.from_connection_string(
+        Secret(text), ca_file=certificate / "hub.crt"
+    ) as made:
+        with pytest.raises(errors.Unauthorized) as caught:
+            await made.configurations()
+    assert "az login" in caught.value.hint
+    assert server.seen == []
+
+
+@pytest.mark.looptime
+async def test_twins_have_a_budget_by_the_second():
+    """The 51st twin request of a second waits, whatever the units."""
+    import asyncio
+
+    budget = iothub.Budget(units=10)
+    begun = asyncio.get_running_loop().time()
+    for _ in range(60):
+        await budget.spend("twins", iothub.Lane.WRITE)
+    assert 0.19 < asyncio.get_running_loop().time() - begun < 0.3
