@@ -37,7 +37,7 @@ _LARGE = {
     "Configuration": (20, 60, True),
     "Jobs": (5000, 60, True),
 }
-BUDGETS: dict[str, dict[str, tuple[float, float, bool]]] = {
+BUDGETS: dict[str, dict[str, tuple[int, int, bool]]] = {
     "F1": _SMALL, "S1": _SMALL, "S2": _SMALL, "S3": _LARGE,
 }  # fmt: skip
 """Tier and kind of operation to (operations, seconds, whether units multiply it).

@@ -129,8 +129,11 @@ class Provisioning:
                 named = chain is not None and chain.common_name == registration_id
                 good = not password and named and self._attested(enrollment, chain)
             else:
-                good = token is not None and token.resource == resource
-                good = good and _signed(token, enrollment, registration_id)
+                good = (
+                    token is not None
+                    and token.resource == resource
+                    and _signed(token, enrollment, registration_id)
+                )
             if good and enrollment["provisioningStatus"] == "enabled":
                 return enrollment
         return None

@@ -6,7 +6,7 @@ import time
 
 import pytest
 from azure.iot.hub.models import QuerySpecification
-from msrest.exceptions import ClientRequestError, HttpOperationError
+from msrest.exceptions import ClientException, ClientRequestError, HttpOperationError
 
 from kvedge.emulator import Knobs
 
@@ -81,3 +81,43 @@ def test_query_lag(turn, registry, new_id, eventually):
     registry.delete_device(name)
     assert registry.query_iot_hub(query).items
     eventually(lambda: not registry.query_iot_hub(query).items)
+
+
+def test_bursts_of_failures(turn, registry, eventually):
+    """With an interval, failures come again after a quiet time."""
+    turn(fail_status=500, fail_count=1, fail_operation="TwinRead", fail_every_seconds=0.3)
+
+    def outcome():
+        registry.protocol.config.retry_policy.retries = 0
+        try:
+            registry.get_twin("nobody")
+        except ClientException as error:
+            response = getattr(error, "response", None)
+            return 500 if response is None else response.status_code
+        return 200
+
+    for expected in (500, 404, 500, 404):
+        eventually(lambda expected=expected: outcome() == expected)
+
+
+@pytest.mark.filterwarnings("ignore:ssl.PROTOCOL_TLSv1_2:DeprecationWarning")
+def test_connections_drop_again_and_again(hub, turn, registry, new_id, eventually):
+    """A device that comes back is put out again."""
+    import queue
+
+    from azure.iot.device import IoTHubDeviceClient
+
+    name = new_id()
+    key = registry.create_device_with_sas(name, "", "", "enabled").authentication.symmetric_key
+    client = IoTHubDeviceClient.create_from_connection_string(
+        hub.device_connection_string(name, key.primary_key),
+        **hub.device_options(connection_retry=False),
+    )
+    lost = queue.Queue()
+    client.on_connection_state_change = lambda: client.connected or lost.put(None)
+    turn(drop_every_seconds=0.5)
+    for _ in range(2):
+        client.connect()
+        lost.get(timeout=20)
+    turn()
+    client.shutdown()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import signal
 import stat
@@ -137,6 +138,33 @@ def test_a_port_in_use_is_named(start):
     assert done.returncode == 1
     assert f"cannot listen on 127.0.0.1:{port}" in done.stderr
     assert "hint:" in done.stderr
+
+
+def test_knobs_by_command(start, tmp_path):
+    """Flags make the hub awkward from the start; `kvedge hub knobs` turns them while it runs."""
+    hub = start("--tier=F1", "--fail-status=503", "--fail-count=2", "--drop-every-seconds=3600")
+
+    def turned(*options):
+        done = subprocess.run(
+            [sys.executable, "-m", "kvedge", "hub", "knobs", "--connection-file",
+             str(tmp_path / "service.connection"), "--ca", str(tmp_path / "pki" / "ca.crt"),
+             *options],
+            capture_output=True, text=True, check=False, timeout=60,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    first = turned()
+    assert (first["tier"], first["fail_count"], first["drop_every_seconds"]) == ("F1", 2, 3600)
+    manager = hub.manager()
+    for _ in range(2):
+        with pytest.raises(ClientException):
+            manager.get_device_registry_statistics()
+    assert manager.get_device_registry_statistics().total_device_count == 0
+    second = turned("--latency-seconds=0.1", "--drop-connections")
+    assert (second["tier"], second["latency_seconds"]) == ("F1", 0.1)
+    third = turned("--off")
+    assert (third["tier"], third["latency_seconds"], third["fail_status"]) == ("", 0, 0)
 
 
 def test_state_by_command(start, tmp_path):
