@@ -49,7 +49,7 @@ async def run(
     host: str,
     aliases: tuple[str, ...],
     evaluation_seconds: float,
-    knobs: Mapping[str, Any],
+    knobs: Mapping[str, Any] | None = None,
     verbose: bool,
     ready: Callable[[str], None],
 ) -> None:
@@ -77,7 +77,7 @@ async def run(
             host=host,
             aliases=aliases,
             evaluation_seconds=evaluation_seconds,
-            knobs=Knobs(**knobs),
+            knobs=Knobs(**(knobs or {})),
         )
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
