@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 BIN := .venv/bin
-.PHONY: help setup parts demo down test test-full check format bench clean
+.PHONY: help setup parts demo down test test-full test-ubuntu check format bench clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -22,10 +22,13 @@ parts: setup
 	@$(BIN)/kvedge image build debian-12-edge
 
 test: parts  ## Unit and integration tests and one real VM, under 15 minutes
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(BIN)/python -m pytest -m "not slow and not ubuntu"
 
 test-full: parts  ## Everything, longer tests too
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -m "not ubuntu"
+
+test-ubuntu: setup  ## Build and boot the Ubuntu images; fails where an archive does not answer
+	@$(BIN)/python -m pytest -m ubuntu tests/integration/images/test_ubuntu.py
 
 check: setup  ## Format, lint, types, import contracts, unit tests: under a minute
 	@$(BIN)/ruff format --check --quiet .

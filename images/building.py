@@ -13,9 +13,9 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
-from images import attesting, cache, content, disk, locking, oci, scanning, sources
+from images import attesting, cache, content, disk, locking, oci, scanning, sources, trees
 from images import plan as planning
 from images import recipe as recipes
 from kvedge import errors, processes, tools
@@ -35,10 +35,10 @@ __all__ = [
     "find",
     "key",
     "make_step",
+    "missing",
     "plan_of",
     "stale",
     "work_folder",
-    "write_tree",
 ]
 
 _HOOKS = ("container.sh", "customize.sh", "essential.sh", "layer.sh", "unpack.sh")
@@ -89,12 +89,39 @@ def build(
     if found := _found(plan, store):
         return found
     tools.ensure(["mke2fs"], progress=progress)
-    for step in plan.steps:
+    for step in missing(plan, store):
         make_step(plan, step, store, progress=progress)
     built = _found(plan, store)
+    store.collect()
     if built is None:
         raise errors.KvedgeError(f"image {recipe_name!r} vanished from the cache")
     return built
+
+
+def missing(plan: planning.Plan, store: cache.Store) -> list[planning.Step]:
+    """Return the steps that have to be made, first to last.
+
+    A result that is built upon is compared with its digest first, and forgotten if it is damaged.
+    What lies below a result that is there is not needed.
+    """
+    *_, disk_step, last = plan.steps
+    wanted = {disk_step.key, last.key}
+    inputs: set[str] = set()
+    found: list[planning.Step] = []
+    for step in reversed(plan.steps):
+        if step.key not in wanted:
+            continue
+        entry = store.find(step.key)
+        if entry and step.key in inputs and not store.verify(entry):
+            store.drop(step.key)
+            entry = None
+        if entry is None:
+            found.append(step)
+            # The image's documents list the packages, which are read out of the tree.
+            used = {step.below, disk_step.below} if step is last else {step.below}
+            inputs |= used
+            wanted |= used
+    return found[::-1]
 
 
 def make_step(
@@ -126,11 +153,27 @@ def plan_of(recipe: Recipe) -> planning.Plan:
     return planning.plan(
         recipe,
         planning.Assets(
-            overlays={name: content.overlay_files(name) for name in recipe.content.overlays},
+            overlays=_overlays(recipe),
             hooks={name: (top / "hooks" / name).read_bytes() for name in _HOOKS},
             local_packages={name: _local_digest(name, recipe.epoch) for name in sorted(wanted)},
+            debs=_debs(recipe),
         ),
     )
+
+
+def _overlays(recipe: Recipe) -> dict[str, dict[str, bytes]]:
+    return {name: content.overlay_files(name, recipe) for name in recipe.content.overlays}
+
+
+def _debs(recipe: Recipe) -> dict[str, str]:
+    found = {}
+    for path in sorted({path for layer in recipe.layers for path in layer.debs}):
+        file = recipe.place(path)
+        if not file.is_file():
+            problem = errors.Problem(path="layers.debs", message=f"no file {str(file)!r}")
+            raise errors.SpecError(f"recipe {recipe.name!r}", [problem])
+        found[path] = cache.sha256_file(file)
+    return found
 
 
 def _found(plan: planning.Plan, store: cache.Store) -> BuiltImage | None:
@@ -175,7 +218,7 @@ def _root(
         else:
             # The variant that unpacks without installing has no later hook.
             argv.append(f"--extract-hook={hooks / 'container.sh'}")
-        if recipe.os == "debian" and _MERGED_USR.is_dir():
+        if _MERGED_USR.is_dir():
             argv.append(f"--hook-dir={_MERGED_USR}")
         variant = "apt" if whole else "extract"
         _mmdebstrap(plan, step, variant, argv, folder / "root.tar", work, progress, env={})
@@ -193,6 +236,8 @@ def _layer(
     with _workspace() as work:
         hooks = work / "hooks"
         debs = [_local_package(n, hooks, plan.recipe.epoch) for n in step.layer.local_packages]
+        # Copied, because mmdebstrap's mapped users may not look into the recipe's folder.
+        debs += [Path(shutil.copy(plan.recipe.place(path), hooks)) for path in step.layer.debs]
         argv = [
             "--skip=check/empty",
             f"--setup-hook={hooks / 'unpack.sh'}",
@@ -236,24 +281,8 @@ def disk_plan(plan: planning.Plan) -> disk.DiskPlan:
     return disk.DiskPlan(
         recipe=plan.recipe,
         identity=plan.identity,
-        overlays={name: content.overlay_files(name) for name in plan.recipe.content.overlays},
+        overlays=_overlays(plan.recipe),
     )
-
-
-def write_tree(recipe_name: str, sink: IO[bytes], *, store: cache.Store | None = None) -> None:
-    """Write a built image's whole root file system as a tar.
-
-    Raises:
-        KvedgeError: the image is not built.
-    """
-    store = store or cache.default_store()
-    plan = plan_of(recipes.load(recipe_name))
-    entry = store.find(plan.steps[-2].below)
-    if entry is None:
-        raise errors.KvedgeError(
-            f"image {recipe_name!r} is not built", hint=f"kvedge image build {recipe_name}"
-        )
-    disk.write_tree(entry.path / "root.tar", disk_plan(plan), sink)
 
 
 def _oci(
@@ -272,7 +301,7 @@ def _oci(
         labels=labels,
     )
     with _tree_below(plan, store).open("rb") as stream:
-        packages = scanning.packages(stream)
+        packages = scanning.packages(trees.TarTree(stream))
     documents = {
         attesting.SPDX: attesting.spdx(plan, packages, digest=layout.digest),
         attesting.IN_TOTO: attesting.provenance(plan, packages, digest=layout.digest),
@@ -289,7 +318,7 @@ def stale(recipe: Recipe, packages: Sequence[scanning.Package]) -> list[locking.
     """Return how an image's packages differ from its recipe's lock; kvedge's own do not count."""
     if recipe.lock is None:
         return []
-    own = {"aziot-edge"}
+    own = locking.own(recipe)
     found = {one.name: one.version for one in packages if one.name not in own}
     locked = {name: version for name, version in recipe.lock.packages if name not in own}
     return locking.compare(locked, found)
@@ -392,6 +421,18 @@ def _mmdebstrap(
             f'--setup-hook=mkdir -p "$1/etc/apt/preferences.d"; cp {preferences} "$1/{place}"',
             f'--customize-hook=rm -f "$1/{place}"',
         ]
+    # Copied, because apt's and mmdebstrap's own users may not look into a home.
+    archive_keys = Path(shutil.copy(sources.keyring(recipe), work))
+    archive_keys.chmod(0o644)
+    further = [one for one in recipe.sources if step.layer and one.name in step.layer.sources]
+    vendor_lines = []
+    for source in further:
+        file = work / f"{source.name}.asc"
+        file.write_bytes(sources.signing_key(source, recipe.place(source.key)))
+        file.chmod(0o644)
+        place = content.key_path(source)
+        locked.append(f'--customize-hook=mkdir -p "$1/usr/share/keyrings"; cp {file} "$1/{place}"')
+        vendor_lines.append(sources.vendor_line(source, recipe.arch, file))
     options = ['Acquire::Languages "none"', 'APT::Install-Recommends "false"']
     argv = [
         "mmdebstrap",
@@ -404,7 +445,8 @@ def _mmdebstrap(
         *extra,
         "",
         str(out),
-        *sources.deb_lines(recipe),
+        *sources.deb_lines(recipe, archive_keys, machine=sources.configured()),
+        *vendor_lines,
     ]
     progress(task, 0, None, "packages")
     processes.run(

@@ -25,9 +25,12 @@ from kvedge import errors, tools
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["Entry", "Store", "default_store", "sha256_file"]
+__all__ = ["LIMIT_VARIABLE", "Entry", "Store", "default_store", "limit", "sha256_file"]
 
 _MANIFEST = "entry.json"
+_SPARE_SECONDS = 3600.0
+_LIMIT_GIB = 8.0
+LIMIT_VARIABLE = "KVEDGE_IMAGE_CACHE_GIB"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,16 +143,25 @@ class Store:
                 used,
             )
 
-    def collect(self, *, keep_bytes: int) -> list[Entry]:
-        """Drop what killed builds left and then the longest unused entries above `keep_bytes`."""
+    def collect(
+        self, *, keep_bytes: int | None = None, spare_seconds: float = _SPARE_SECONDS
+    ) -> list[Entry]:
+        """Drop what killed builds left and then the longest unused entries above `keep_bytes`.
+
+        Args:
+            keep_bytes: None means `limit()`.
+            spare_seconds: what was used later than this is kept, for a build may be working on it.
+        """
+        keep_bytes = limit() if keep_bytes is None else keep_bytes
+        now = time.time()
         for path in (self.root / "tmp").glob("*"):
-            if time.time() - path.stat().st_mtime > 6 * 3600:
+            if now - path.stat().st_mtime > 6 * 3600:
                 shutil.rmtree(path, ignore_errors=True)
         dropped = []
         total = 0
-        for entry, _ in sorted(self.entries(), key=lambda pair: -pair[1]):
+        for entry, used in sorted(self.entries(), key=lambda pair: -pair[1]):
             total += entry.size
-            if total > keep_bytes:
+            if total > keep_bytes and now - used >= spare_seconds:
                 self.drop(entry.key)
                 dropped.append(entry)
         return dropped
@@ -169,6 +181,23 @@ class Store:
         with (folder / key).open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+def limit() -> int:
+    """Return the bytes that results may take, from `KVEDGE_IMAGE_CACHE_GIB`, else 8 GiB.
+
+    Raises:
+        SpecError: that is no number.
+    """
+    text = os.environ.get(LIMIT_VARIABLE, "")
+    try:
+        gib = float(text) if text else _LIMIT_GIB
+        if not 0 <= gib < 1 << 20:
+            raise ValueError(text)  # noqa: TRY301
+    except ValueError as cause:
+        problem = errors.Problem(path=LIMIT_VARIABLE, message=f"{text!r} is not a number of GiB")
+        raise errors.SpecError("environment", [problem]) from cause
+    return int(gib * 2**30)
 
 
 def default_store() -> Store:

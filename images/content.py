@@ -11,14 +11,22 @@ from typing import TYPE_CHECKING
 
 from images import roottree
 from images.roottree import KEEP
+from kvedge import errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from importlib.resources.abc import Traversable
 
-    from images.recipe import Recipe, User
+    from images.recipe import Recipe, Source, User
 
-__all__ = ["amendments", "boot_members", "members", "overlay_files"]
+__all__ = [
+    "amendments",
+    "apt_sources",
+    "boot_members",
+    "key_path",
+    "members",
+    "overlay_files",
+]
 
 _UNIT_FOLDERS = ("etc/systemd/system", "usr/lib/systemd/system")
 _CONFIG = "etc/systemd/system"
@@ -42,10 +50,65 @@ _BINDS = (
 )
 
 
-def overlay_files(name: str) -> dict[str, bytes]:
-    """Return the files of a shipped overlay by their path in the image."""
-    top = importlib.resources.files("images") / "overlays" / name
+def overlay_files(name: str, recipe: Recipe | None = None) -> dict[str, bytes]:
+    """Return the files of an overlay by their path in the image.
+
+    Args:
+        name: of a shipped one, or a path that begins with `./` beside the recipe.
+        recipe: whose overlay it is; only needed for paths.
+
+    Raises:
+        SpecError: there is no such folder.
+    """
+    shipped = importlib.resources.files("images") / "overlays" / name
+    top = recipe.place(name) if recipe and name.startswith("./") else shipped
+    if not top.is_dir():
+        problem = errors.Problem(
+            path="content.overlays", message=f"{name!r}: no folder {str(top)!r}"
+        )
+        raise errors.SpecError("recipe", [problem])
     return dict(sorted(_walk(top, "")))
+
+
+def key_path(source: Source) -> str:
+    """Return where the image keeps the key of a further apt source, without leading slash."""
+    return f"usr/share/keyrings/kvedge-{source.name}.asc"
+
+
+def apt_sources(recipe: Recipe) -> str:
+    """Return the image's own apt sources (sources.list(5), deb822 style).
+
+    They are the recipe's mirrors, whatever the build took its packages from.
+    """
+    apt = recipe.apt
+    safe = [suite for suite in apt.suites if suite.endswith("-security")]
+    plain = [suite for suite in apt.suites if suite not in safe]
+    ports = apt.ports_mirror if recipe.arch != "amd64" else ""
+    groups = [(ports or apt.mirror, plain), (ports or apt.security_mirror, safe)]
+    if groups[0][0] == groups[1][0]:
+        groups = [(groups[0][0], [*apt.suites])]
+    stanzas = [
+        _stanza(uri, suites, apt.components, apt.keyring) for uri, suites in groups if suites
+    ]
+    stanzas += [
+        _stanza(one.uri, [one.suite], one.components, f"/{key_path(one)}", arch=recipe.arch)
+        for one in recipe.sources
+    ]
+    return "\n".join(stanzas)
+
+
+def _stanza(
+    uri: str, suites: list[str], components: tuple[str, ...], key: str, *, arch: str = ""
+) -> str:
+    lines = [
+        "Types: deb",
+        f"URIs: {uri}",
+        f"Suites: {' '.join(suites)}",
+        f"Components: {' '.join(components)}",
+        *([f"Architectures: {arch}"] if arch else []),
+        f"Signed-By: {key}",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def _walk(folder: Traversable, prefix: str) -> Iterator[tuple[str, bytes]]:
@@ -84,6 +147,7 @@ def members(
         ),
         roottree.symlink("etc/resolv.conf", "../run/systemd/resolve/stub-resolv.conf"),
         roottree.file("etc/machine-id", b"", mode=0o444),
+        roottree.file("etc/apt/sources.list.d/kvedge.sources", apt_sources(recipe)),
         roottree.file(
             "usr/lib/kvedge/initrd-modules", "\n".join(recipe.boot.initrd_modules) + "\n"
         ),

@@ -10,31 +10,34 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import tempfile
 import uuid
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
-from images import content, gpt, roottree
+from images import content, ext4, gpt, roottree
 from kvedge import errors, processes, tools
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from images.recipe import Recipe
 
 __all__ = [
     "DiskPlan",
+    "as_qcow2",
     "make_initrd",
     "make_qcow2",
     "make_raw",
     "module_order",
+    "opened",
     "tree_members",
-    "write_tree",
 ]
 
 _MIB = 1024 * 1024
 _ESP_MIB = 32
 _ROOT_MIB = 2 + _ESP_MIB
+_QCOW2 = b"QFI\xfb"
 _GRUB = Path("/usr/lib/grub")
 _BIOS_MODULES = (
     "biosdisk part_gpt ext2 search_fs_uuid configfile normal linux test echo serial minicmd"
@@ -218,20 +221,6 @@ def tree_members(tree: Path, plan: DiskPlan, root_uuid: str) -> list[roottree.Me
     return members + content.boot_members(plan.recipe, root_uuid=root_uuid, initrd=initrd)
 
 
-def write_tree(tree: Path, plan: DiskPlan, sink: IO[bytes]) -> None:
-    """Write the whole root file system as it is on the disk, as a tar."""
-    members = tree_members(tree, plan, str(plan.guid("root file system")))
-    with tree.open("rb") as stream:
-        roottree.merge(
-            stream,
-            sink,
-            members=members,
-            amend=content.amendments(plan.recipe),
-            epoch=plan.recipe.epoch,
-            drop=plan.recipe.content.drop,
-        )
-
-
 def _wanted(path: str) -> bool:
     return (
         path == "usr/bin/busybox"
@@ -321,6 +310,34 @@ def make_qcow2(raw: Path, out: Path, *, threads: int = 4) -> None:
          "-o", "compression_type=zstd", raw, out],
         what="compress the disk",
     )  # fmt: skip
+
+
+def as_qcow2(image: Path, out: Path) -> None:
+    """Make a qcow2 file of a disk that is one already (it is moved) or is raw (it goes)."""
+    with image.open("rb") as file:
+        if file.read(4) == _QCOW2:
+            image.rename(out)
+            return
+    make_qcow2(image, out)
+    image.unlink()
+
+
+@contextlib.contextmanager
+def opened(image: Path, folder: Path) -> Iterator[ext4.FileSystem]:
+    """Open a qcow2 disk's root file system; needs room for the disk's content in the folder.
+
+    Raises:
+        KvedgeError: it has none that can be read.
+    """
+    with tempfile.TemporaryDirectory(prefix="kvedge-disk-", dir=folder) as name:
+        raw = Path(name) / "disk.raw"
+        # Blocks may land in any order here: nobody asks for this file's digest.
+        processes.run(
+            ["qemu-img", "convert", "-f", "qcow2", "-O", "raw", "-W", "-m", "4", image, raw],
+            what="unpack the disk",
+        )
+        with ext4.FileSystem(raw) as files:
+            yield files
 
 
 def _epoch_env(plan: DiskPlan) -> dict[str, str]:

@@ -1,19 +1,33 @@
-"""What is known of built images: for `kvedge image list` and `inspect`."""
+"""What is known of images: for `kvedge image list`, `inspect`, `check` and `diff`.
+
+An image is named by its recipe or, when it was pulled, by its reference in a registry.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from images import building, cache, containers, locking, oci, recipe, scanning
+from images import (
+    building,
+    cache,
+    containers,
+    disk,
+    locking,
+    oci,
+    recipe,
+    registry,
+    scanning,
+    trees,
+)
 from kvedge import errors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-__all__ = ["inspect", "overview", "packages_of", "scan", "schema"]
+__all__ = ["inspect", "overview", "packages_of", "scan", "scan_disk", "schema"]
 
 
 def _keys() -> dict[str, tuple[str, Callable[[], str]]]:
@@ -48,30 +62,18 @@ def overview() -> list[dict[str, Any]]:
 
 
 def inspect(name: str) -> dict[str, Any]:
-    """Return the facts of a built image.
+    """Return the facts of a built or pulled image.
 
     Raises:
         SpecError: there is no such image.
-        KvedgeError: it is not built.
+        KvedgeError: it is not built, or not pulled.
     """
-    known = _keys()
-    if name.endswith(".toml"):
-        known[name] = ("disk", lambda: building.key(name))
-    if name not in known:
-        raise errors.SpecError(
-            "image",
-            [errors.Problem(path=name, message=f"no such image; there are {', '.join(known)}")],
-        )
-    kind, key = known[name][0], known[name][1]()
-    store = cache.default_store()
-    entry = store.find(key)
-    if entry is None:
-        raise errors.KvedgeError(f"image {name!r} is not built", hint=f"kvedge image build {name}")
+    kind, entry = _entry(name)
     layout = oci.read_layout(entry.path)
     facts: dict[str, Any] = {
         "name": name,
         "kind": kind,
-        "key": key,
+        "key": entry.key,
         "digest": layout.digest,
         "size": layout.size,
         "layout": str(layout.path),
@@ -84,56 +86,112 @@ def inspect(name: str) -> dict[str, Any]:
         ],
     }
     if kind == "disk":
-        plan = building.plan_of(recipe.load(name))
-        below = store.find(plan.steps[-2].below)
-        if below:
-            with (below.path / "root.tar").open("rb") as stream:
-                facts["packages"] = [dataclasses.asdict(one) for one in scanning.packages(stream)]
+        with _tree(name) as tree:
+            facts["packages"] = [dataclasses.asdict(one) for one in scanning.packages(tree)]
+    if kind == "disk" and not registry.is_reference(name):
+        facts["stale"] = entry.facts.get("stale", [])
     return facts
 
 
-def scan(recipe_name: str) -> list[errors.Problem]:
-    """Return what must not be in a built disk, over its whole root file system.
+def _entry(name: str) -> tuple[str, cache.Entry]:
+    store = cache.default_store()
+    if registry.is_reference(name):
+        pulled = _pulled(name)
+        return ("disk" if (pulled.path / "disk.qcow2").exists() else "container"), pulled
+    known = _keys()
+    stem = name.partition("@")[0]
+    if name.endswith(".toml") or ".toml@" in name or (stem in recipe.names() and stem != name):
+        known[name] = ("disk", lambda: building.key(name))
+    if name not in known:
+        raise errors.SpecError(
+            "image",
+            [errors.Problem(path=name, message=f"no such image; there are {', '.join(known)}")],
+        )
+    kind, key = known[name]
+    entry = store.find(key())
+    if entry is None:
+        raise errors.KvedgeError(f"image {name!r} is not built", hint=f"kvedge image build {name}")
+    return kind, entry
+
+
+def _pulled(reference: str) -> cache.Entry:
+    """Return the entry of a reference by digest, or the latest of one by tag; asks no network."""
+    where = registry.parse_reference(reference)
+    store = cache.default_store()
+    prefix = f"{where.host}/{where.repository}@{where.digest}"
+    found = [
+        (used, entry)
+        for entry, used in store.entries()
+        if str(entry.facts.get("reference", "")).startswith(prefix)
+    ]
+    if not found:
+        raise errors.KvedgeError(
+            f"image {reference!r} is not pulled", hint=f"kvedge image pull {reference}"
+        )
+    return max(found, key=lambda pair: pair[0])[1]
+
+
+@contextlib.contextmanager
+def _tree(name: str) -> Iterator[trees.Tree]:
+    """Open the packages' tree of a built disk, or the file system of a pulled one."""
+    if registry.is_reference(name):
+        with disk.opened(_pulled(name).path / "disk.qcow2", building.work_folder()) as files:
+            yield trees.DiskTree(files)
+        return
+    plan = building.plan_of(recipe.load(name))
+    entry = cache.default_store().find(plan.steps[-2].below)
+    if entry is None:
+        raise errors.KvedgeError(f"image {name!r} is not built", hint=f"kvedge image build {name}")
+    with (entry.path / "root.tar").open("rb") as stream:
+        yield trees.TarTree(stream)
+
+
+def scan(name: str) -> list[errors.Problem]:
+    """Return what must not be in a built or pulled disk.
 
     Raises:
-        KvedgeError: it is not built.
+        KvedgeError: it is not built, not pulled, or no disk.
     """
-    with tempfile.TemporaryFile(dir=building.work_folder()) as file:
-        building.write_tree(recipe_name, file)
-        file.seek(0)
-        return scanning.scan(file)
+    if registry.is_reference(name):
+        return scan_disk(_pulled(name).path / "disk.qcow2")
+    found = building.find(name)
+    if found is None or found.disk is None:
+        raise errors.KvedgeError(f"image {name!r} is not built", hint=f"kvedge image build {name}")
+    return scan_disk(found.disk)
+
+
+def scan_disk(file: Path) -> list[errors.Problem]:
+    """Return what must not be in a disk, read from the very file that machines start from.
+
+    Raises:
+        KvedgeError: there is no such file, or its file system cannot be read.
+    """
+    if not file.is_file():
+        raise errors.KvedgeError(f"no disk at {str(file)!r}", hint="only images of disks boot")
+    with disk.opened(file, building.work_folder()) as files:
+        return scanning.scan(trees.DiskTree(files))
 
 
 def packages_of(source: str) -> dict[str, str]:
-    """Return versions by package: of a lock file (`….lock`) or of a built disk.
+    """Return versions by package: of a lock file (`….lock`), or of a built or pulled disk.
 
     Raises:
-        KvedgeError: the image is not built, or there is no such file.
+        KvedgeError: the image is not built or pulled, or there is no such file.
     """
     if source.endswith(".lock"):
         lock = locking.read(Path(source))
         if lock is None:
             raise errors.KvedgeError(f"lock {source!r} not found", hint="kvedge image lock")
         return dict(lock.packages)
-    with _tree(source).open("rb") as stream:
-        return {one.name: one.version for one in scanning.packages(stream)}
+    with _tree(source) as tree:
+        return {one.name: one.version for one in scanning.packages(tree)}
 
 
-def _tree(recipe_name: str) -> Path:
-    plan = building.plan_of(recipe.load(recipe_name))
-    entry = cache.default_store().find(plan.steps[-2].below)
-    if entry is None:
-        raise errors.KvedgeError(
-            f"image {recipe_name!r} is not built", hint=f"kvedge image build {recipe_name}"
-        )
-    return entry.path / "root.tar"
-
-
-def schema(recipe_name: str) -> dict[str, Any]:
-    """Return the cloud-config schema of a built disk's own cloud-init.
+def schema(name: str) -> dict[str, Any]:
+    """Return the cloud-config schema of a disk's own cloud-init.
 
     Raises:
-        KvedgeError: it is not built, or has no cloud-init.
+        KvedgeError: it is not built or pulled, or has no cloud-init.
     """
-    with _tree(recipe_name).open("rb") as stream:
-        return scanning.guest_schema(stream)
+    with _tree(name) as tree:
+        return scanning.guest_schema(tree)

@@ -16,9 +16,20 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
+    from images.recipe import Recipe
     from images.scanning import Package
 
-__all__ = ["Change", "Lock", "compare", "lock_of", "parse", "preferences", "read", "render"]
+__all__ = [
+    "Change",
+    "Lock",
+    "compare",
+    "lock_of",
+    "own",
+    "parse",
+    "preferences",
+    "read",
+    "render",
+]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +92,12 @@ def read(file: Path) -> Lock | None:
 def lock_of(recipe: str, packages: Iterable[Package]) -> Lock:
     """Return the lock that holds these packages."""
     return Lock(recipe=recipe, packages=tuple(sorted((one.name, one.version) for one in packages)))
+
+
+def own(recipe: Recipe) -> frozenset[str]:
+    """Return the packages that a recipe brings itself, which no archive has and no lock holds."""
+    local = any(layer.local_packages or layer.debs for layer in recipe.layers)
+    return frozenset({"aziot-edge", "aziot-identity-service"} if local else ())
 
 
 def preferences(lock: Lock) -> str:

@@ -29,9 +29,12 @@ __all__ = [
     "ContainerConfig",
     "Layout",
     "attach",
+    "digest_of",
+    "disk_in",
     "read_layout",
     "write_container_disk",
     "write_image",
+    "write_index",
     "write_layer",
 ]
 
@@ -208,6 +211,38 @@ def attach(layout: Layout, documents: Mapping[str, bytes], *, epoch: int) -> Non
     (layout.path / "index.json").write_bytes(_json(index))
 
 
+def digest_of(raw: bytes) -> str:
+    """Return a blob's digest, `sha256:…`."""
+    return f"sha256:{hashlib.sha256(raw).hexdigest()}"
+
+
+def write_index(
+    layout: Path, digest: str, size: int, attached: Sequence[Mapping[str, Any]]
+) -> None:
+    """Complete a layout folder whose blobs are there: one image and what is attached to it."""
+    image = {"mediaType": MANIFEST, "digest": digest, "size": size}
+    index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": [image, *attached]}
+    (layout / "index.json").write_bytes(_json(index))
+    (layout / "oci-layout").write_bytes(_json({"imageLayoutVersion": "1.0.0"}))
+
+
+def disk_in(layout: Layout, target: Path) -> bool:
+    """Copy the disk of a containerDisk into a file; False if the image holds none.
+
+    As CDI does (pkg/importer/transport.go), the first file below `disk/` of any layer is taken.
+    """
+    for layer in layout.manifest["layers"]:
+        with tarfile.open(layout.blob(layer["digest"]), "r:*") as tar:
+            for member in tar:
+                if member.isfile() and member.name.removeprefix("./").startswith("disk/"):
+                    source = tar.extractfile(member)
+                    assert source is not None
+                    with target.open("wb") as sink:
+                        shutil.copyfileobj(source, sink, 1 << 20)
+                    return True
+    return False
+
+
 def read_layout(path: Path) -> Layout:
     """Read a layout that holds one image.
 
@@ -296,9 +331,7 @@ def _finish(
         "annotations": dict(sorted(annotations.items())),
     }
     blob = _write_json(layout, manifest, MANIFEST)
-    index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": [blob.descriptor()]}
-    (layout / "index.json").write_bytes(_json(index))
-    (layout / "oci-layout").write_bytes(_json({"imageLayoutVersion": "1.0.0"}))
+    write_index(layout, blob.digest, blob.size, ())
     return Layout(path=layout, digest=blob.digest, manifest=manifest)
 
 

@@ -40,6 +40,8 @@ class Assets:
     """Hook file name to content."""
     local_packages: dict[str, str]
     """Name of a package that kvedge makes to a digest of it."""
+    debs: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Path of a package file, as the recipe says it, to a digest of it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +98,15 @@ def plan(recipe: Recipe, assets: Assets) -> Plan:
             "local": local,
             "hooks": {name: _digest(assets.hooks[name]) for name in _HOOKS[recipe.kind, kind]},
         }
+        # Left out where there are none, so that they say nothing about other layers' keys.
+        if layer.sources:
+            inputs["sources"] = [
+                [one.uri, one.suite, one.components, one.fingerprint]
+                for one in recipe.sources
+                if one.name in layer.sources
+            ]
+        if layer.debs:
+            inputs["debs"] = sorted(assets.debs[path] for path in layer.debs)
         key = _key(kind, inputs)
         steps.append(Step(kind=kind, name=layer.name, key=key, below=below, layer=layer))
         below = key
@@ -110,6 +121,8 @@ def plan(recipe: Recipe, assets: Assets) -> Plan:
         "boot": dataclasses.asdict(recipe.boot),
         "disk_mib": recipe.disk_mib,
         "name": recipe.name,
+        "apt": {**dataclasses.asdict(recipe.apt), "keyring": ""},
+        "sources": [dataclasses.asdict(source) for source in recipe.sources],
     }
     disk = Step(kind="disk", name="disk", key=_key("disk", content), below=below)
     oci = Step(kind="oci", name="oci", key=_key("oci", {"below": disk.key}), below=disk.key)

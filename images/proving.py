@@ -83,7 +83,9 @@ def prove(
         progress: hears of each stage.
     """
     progress("scan", 0, 1)
-    problems = inspecting.scan(built.name)
+    if built.disk is None:
+        raise errors.KvedgeError(f"image {built.name!r} is no disk", hint="only disks boot")
+    problems = inspecting.scan_disk(built.disk)
     progress("scan", 1, 1)
     yield Outcome(
         stage="scan",
@@ -92,19 +94,15 @@ def prove(
         found="; ".join(str(problem) for problem in problems),
     )
     for firmware in firmwares:
-        yield from _booted(built, firmware, deadline, progress)
+        yield from _booted(built.disk, firmware, deadline, progress)
 
 
-def _booted(
-    built: BuiltImage, firmware: str, deadline: float, progress: Progress
-) -> Iterator[Outcome]:
-    if built.disk is None:
-        raise errors.KvedgeError(f"image {built.name!r} is no disk", hint="only disks boot")
+def _booted(disk: Path, firmware: str, deadline: float, progress: Progress) -> Iterator[Outcome]:
     task = f"boot by {firmware}"
     progress(task, 0, len(_CHECKS) + 2, "waiting for a login")
     with (
         tempfile.TemporaryDirectory(prefix="kvedge-guest-") as folder,
-        booting.boot(built.disk, Path(folder), firmware=firmware) as guest,
+        booting.boot(disk, Path(folder), firmware=firmware) as guest,
     ):
         try:
             client = guest.login(deadline=deadline)

@@ -7,24 +7,43 @@ nothing of the building machine goes in. Shipped recipes are in `images/recipes`
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import importlib.resources
 import re
 import tomllib
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from images import locking
+from images.reading import Reader, Table
 from kvedge import errors
 
-__all__ = ["Apt", "Boot", "Content", "Layer", "Recipe", "User", "load", "names", "parse"]
+__all__ = [
+    "ARCHES",
+    "Apt",
+    "Boot",
+    "Content",
+    "Layer",
+    "Recipe",
+    "Source",
+    "User",
+    "load",
+    "names",
+    "parse",
+]
 
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9.+-]+(:[a-z0-9]+)?(=[A-Za-z0-9.+~:-]+)?")
 _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
 _UNIT = re.compile(r"[A-Za-z0-9@:_.\\-]+\.(automount|mount|path|service|socket|target|timer)")
 _ACCOUNT = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
-_ARCHES = ("amd64", "arm64")
+ARCHES = {
+    "amd64": {"multiarch": "x86_64-linux-gnu", "console": "ttyS0"},
+    "arm64": {"multiarch": "aarch64-linux-gnu", "console": "ttyAMA0"},
+}
+"""Debian's name of each architecture, and what `{multiarch}` and `{console}` stand for on it."""
+_SUITE = re.compile(r"[a-z0-9][a-z0-9./-]*")
+_FINGERPRINT = re.compile(r"[0-9A-F]{40}")
+_KEY_PLACE = re.compile(r"https://\S+|/[\w./+-]+|\./[\w./+-]+")
+_DEB = re.compile(r"(/|\./)[\w./+~-]+\.deb")
+_OVERLAY = re.compile(rf"{_NAME.pattern}|\./[\w./+-]+")
 _KINDS = ("disk", "container")
 _OSES = ("debian", "ubuntu")
 _LOCAL_PACKAGES = ("edgesim",)
@@ -41,6 +60,25 @@ class Apt:
     mirror: str
     """Used when the building machine has no source of its own for these suites."""
     security_mirror: str
+    ports_mirror: str = ""
+    """Used in place of both mirrors for architectures that the archive keeps elsewhere."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """An apt source beside the distribution's own, such as a vendor's."""
+
+    name: str
+    """What layers call it; also the name of its file in the image."""
+    uri: str
+    """Address in front of `dists/`."""
+    suite: str
+    components: tuple[str, ...]
+    key: str
+    """Where its signing key is: an https address, or a path that is absolute or begins with `./`
+    (beside the recipe)."""
+    fingerprint: str
+    """Of that key, 40 hexadecimal digits; another key is refused."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,9 +87,13 @@ class Layer:
 
     name: str
     packages: tuple[str, ...] = ()
-    """Names as apt takes them, also `name=version`."""
+    """Names as apt takes them, also `name=version`; `{arch}` stands for the architecture."""
+    sources: tuple[str, ...] = ()
+    """Names of further apt sources that this layer needs."""
+    debs: tuple[str, ...] = ()
+    """Package files, absolute or `./` beside the recipe; their content is part of the key."""
     local_packages: tuple[str, ...] = ()
-    """Packages that kvedge makes itself."""
+    """Packages that kvedge makes itself: `edgesim`, the stand-in runtime."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,14 +112,15 @@ class Content:
     """What is laid over the packages."""
 
     overlays: tuple[str, ...] = ()
-    """Folders of `images/overlays`."""
+    """Folders of files: names in `images/overlays`, or `./` beside the recipe; later ones win."""
     hostname: str = "localhost"
     enable: tuple[str, ...] = ()
     """Units that start at boot."""
     mask: tuple[str, ...] = ()
     """Units that never start."""
     drop: tuple[str, ...] = ()
-    """Beginnings of paths, without leading slash, that packages bring and nobody needs."""
+    """Beginnings of paths, without leading slash, that packages bring and nobody needs;
+    `{multiarch}` stands for the architecture's folder of libraries."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,9 +128,9 @@ class Boot:
     """How the machine starts."""
 
     cmdline: str = ""
-    """Kernel arguments beside root=."""
+    """Kernel arguments beside root=; `{console}` stands for the serial console."""
     initrd_modules: tuple[str, ...] = ()
-    """Kernel modules that reach the root disk."""
+    """Kernel modules that reach the root disk; those that are built in are passed over."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,20 +141,31 @@ class Recipe:
     kind: str
     """`disk`, or `container` for a base layer without kernel and init."""
     os: str
+    """`debian` or `ubuntu`."""
     release: str
+    """The distribution's name of the release."""
     arch: str
+    """`amd64` or `arm64`; `--arch` on the command line goes before it."""
     epoch: int
     """Seconds since 1970; no file in the image is newer (SOURCE_DATE_EPOCH)."""
     revision: int
+    """Part of the key; raised to get the archive's packages of today."""
     disk_mib: int
     """Size of the disk before the machine grows it."""
     apt: Apt
     layers: tuple[Layer, ...]
+    sources: tuple[Source, ...] = ()
     users: tuple[User, ...] = ()
     content: Content = Content()
     boot: Boot = Boot()
     lock: locking.Lock | None = None
     """Versions of the lock file beside the recipe, if there is one."""
+    folder: Path | None = None
+    """Where paths that begin with `./` start; None for a shipped recipe."""
+
+    def place(self, path: str) -> Path:
+        """Return a path that the recipe names."""
+        return (self.folder or Path()) / path
 
 
 def names() -> tuple[str, ...]:
@@ -121,11 +175,15 @@ def names() -> tuple[str, ...]:
     return tuple(name for name in found if not name.endswith("-container"))
 
 
-def load(name: str, *, folder: Path | None = None) -> Recipe:
+def load(name: str, *, folder: Path | None = None, arch: str = "") -> Recipe:
     """Read a recipe, and the lock beside it: by name, from a folder or else from the shipped ones.
 
-    A name that ends in `.toml` is a path of a recipe of one's own.
+    A name that ends in `.toml` is a path of a recipe of one's own. `name@arm64` or `arch` asks for
+    another architecture than the recipe's; that has a lock of its own (`NAME@arm64.lock`).
     """
+    stem, _, wanted = name.rpartition("@")
+    if stem and wanted.isalnum():
+        name, arch = stem, arch or wanted
     if name.endswith(".toml"):
         folder, name = Path(name).parent, Path(name).stem
     source = folder or importlib.resources.files("images") / "recipes"
@@ -138,12 +196,13 @@ def load(name: str, *, folder: Path | None = None) -> Recipe:
                 )
             ],
         )
-    recipe = parse(file.read_text(encoding="utf-8"), subject=f"recipe {name!r}")
-    return dataclasses.replace(recipe, lock=locking.read(Path(str(source / f"{name}.lock"))))
+    recipe = parse(file.read_text(encoding="utf-8"), subject=f"recipe {name!r}", arch=arch)
+    lock = f"{name}@{arch}.lock" if arch else f"{name}.lock"
+    return dataclasses.replace(recipe, lock=locking.read(Path(str(source / lock))), folder=folder)
 
 
-def parse(text: str, *, subject: str = "recipe") -> Recipe:
-    """Parse a recipe's text.
+def parse(text: str, *, subject: str = "recipe", arch: str = "") -> Recipe:
+    """Parse a recipe's text, for another architecture than its own if `arch` is given.
 
     Raises:
         SpecError: with every mistake that was found.
@@ -154,22 +213,27 @@ def parse(text: str, *, subject: str = "recipe") -> Recipe:
         raise errors.SpecError(
             subject, [errors.Problem(path="toml", message=str(cause))]
         ) from cause
-    reader = _Reader()
+    reader = Reader()
     top = reader.table(raw, "", {
         "kind", "name", "os", "release", "arch", "epoch", "revision", "disk_mib",
-        "apt", "layers", "users", "content", "boot",
+        "apt", "sources", "layers", "users", "content", "boot",
     })  # fmt: skip
+    arch = arch or str(top.values.get("arch", ""))
+    reader.words_for = {"arch": arch, **ARCHES.get(arch, {})}
+    chosen = Table("", {**top.values, "arch": arch} if arch else top.values)
+    sources = _sources(reader, top)
     recipe = Recipe(
         name=reader.text(top, "name", pattern=_NAME),
         kind=reader.text(top, "kind", allowed=_KINDS, default="disk"),
         os=reader.text(top, "os", allowed=_OSES),
         release=reader.text(top, "release", pattern=_NAME),
-        arch=reader.text(top, "arch", allowed=_ARCHES),
+        arch=reader.text(chosen, "arch", allowed=tuple(ARCHES)),
         epoch=reader.time(top, "epoch"),
         revision=reader.number(top, "revision", 1, 1_000_000, default=1),
         disk_mib=reader.number(top, "disk_mib", 512, 1 << 20, default=2048),
         apt=_apt(reader, top),
-        layers=_layers(reader, top),
+        layers=_layers(reader, top, {one.name for one in sources}),
+        sources=sources,
         users=_users(reader, top),
         content=_content(reader, top),
         boot=_boot(reader, top),
@@ -179,27 +243,59 @@ def parse(text: str, *, subject: str = "recipe") -> Recipe:
     return recipe
 
 
-def _apt(reader: _Reader, top: _Table) -> Apt:
-    table = reader.sub(top, "apt", {"suites", "components", "keyring", "mirror", "security_mirror"})
+def _apt(reader: Reader, top: Table) -> Apt:
+    table = reader.sub(top, "apt", {
+        "suites", "components", "keyring", "mirror", "security_mirror", "ports_mirror",
+    })  # fmt: skip
+    address = re.compile(r"https?://\S+")
     return Apt(
         suites=reader.words(table, "suites", pattern=_NAME, required=True),
         components=reader.words(table, "components", pattern=_NAME, required=True),
         keyring=reader.text(table, "keyring", pattern=re.compile(r"/[\w./-]+")),
-        mirror=reader.text(table, "mirror", pattern=re.compile(r"https?://\S+")),
-        security_mirror=reader.text(table, "security_mirror", pattern=re.compile(r"https?://\S+")),
+        mirror=reader.text(table, "mirror", pattern=address),
+        security_mirror=reader.text(table, "security_mirror", pattern=address),
+        ports_mirror=reader.text(
+            table, "ports_mirror", pattern=re.compile(rf"({address.pattern})?"), default=""
+        ),
     )
 
 
-def _layers(reader: _Reader, top: _Table) -> tuple[Layer, ...]:
+def _sources(reader: Reader, top: Table) -> tuple[Source, ...]:
+    known = {"name", "uri", "suite", "components", "key", "fingerprint"}
+    found: list[Source] = []
+    for table in reader.tables(top, "sources", known):
+        source = Source(
+            name=reader.text(table, "name", pattern=_NAME),
+            uri=reader.text(table, "uri", pattern=re.compile(r"(https?|file)://\S+")).rstrip("/"),
+            suite=reader.text(table, "suite", pattern=_SUITE),
+            components=reader.words(table, "components", pattern=_NAME, required=True),
+            key=reader.text(table, "key", pattern=_KEY_PLACE),
+            fingerprint=reader.text(table, "fingerprint", pattern=_FINGERPRINT),
+        )
+        if source.name in {other.name for other in found}:
+            reader.add(f"{table.path}.name", f"{source.name!r} is there twice")
+        found.append(source)
+    return tuple(found)
+
+
+def _layers(reader: Reader, top: Table, sources: set[str]) -> tuple[Layer, ...]:
     found = []
-    for table in reader.tables(top, "layers", {"name", "packages", "local_packages"}):
+    known = {"name", "packages", "sources", "debs", "local_packages"}
+    for table in reader.tables(top, "layers", known):
         layer = Layer(
             name=reader.text(table, "name", pattern=_NAME),
             packages=reader.words(table, "packages", pattern=_PACKAGE),
+            sources=reader.words(table, "sources", pattern=_NAME),
+            debs=reader.words(table, "debs", pattern=_DEB),
             local_packages=reader.words(table, "local_packages", allowed=_LOCAL_PACKAGES),
         )
-        if not layer.packages and not layer.local_packages:
+        if not layer.packages and not layer.local_packages and not layer.debs:
             reader.add(table.path, "a layer needs packages")
+        if not found and (layer.sources or layer.debs or layer.local_packages):
+            reader.add(table.path, "the first layer is made of the distribution's packages alone")
+        for at, name in enumerate(layer.sources):
+            if name not in sources:
+                reader.add(f"{table.path}.sources[{at}]", f"no [[sources]] is called {name!r}")
         if layer.name in {other.name for other in found}:
             reader.add(f"{table.path}.name", f"{layer.name!r} is there twice")
         found.append(layer)
@@ -208,7 +304,7 @@ def _layers(reader: _Reader, top: _Table) -> tuple[Layer, ...]:
     return tuple(found)
 
 
-def _users(reader: _Reader, top: _Table) -> tuple[User, ...]:
+def _users(reader: Reader, top: Table) -> tuple[User, ...]:
     found = []
     for table in reader.tables(top, "users", {"name", "uid", "groups", "sudo"}):
         user = User(
@@ -224,12 +320,12 @@ def _users(reader: _Reader, top: _Table) -> tuple[User, ...]:
     return tuple(found)
 
 
-def _content(reader: _Reader, top: _Table) -> Content:
+def _content(reader: Reader, top: Table) -> Content:
     table = reader.sub(
         top, "content", {"overlays", "hostname", "enable", "mask", "drop"}, optional=True
     )
     content = Content(
-        overlays=reader.words(table, "overlays", pattern=_NAME),
+        overlays=reader.words(table, "overlays", pattern=_OVERLAY),
         hostname=reader.text(table, "hostname", pattern=_NAME, default="localhost"),
         enable=reader.words(table, "enable", pattern=_UNIT),
         mask=reader.words(table, "mask", pattern=_UNIT),
@@ -240,7 +336,7 @@ def _content(reader: _Reader, top: _Table) -> Content:
     return content
 
 
-def _boot(reader: _Reader, top: _Table) -> Boot:
+def _boot(reader: Reader, top: Table) -> Boot:
     table = reader.sub(top, "boot", {"cmdline", "initrd_modules"}, optional=True)
     boot = Boot(
         cmdline=reader.text(table, "cmdline", default=""),
@@ -249,115 +345,3 @@ def _boot(reader: _Reader, top: _Table) -> Boot:
     if "root=" in boot.cmdline:
         reader.add("boot.cmdline", "root= is set by the builder")
     return boot
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Table:
-    path: str
-    values: Mapping[str, Any]
-
-    def field(self, key: str) -> str:
-        return f"{self.path}.{key}" if self.path else key
-
-
-class _Reader:
-    """Takes typed values out of tables and remembers each mistake instead of stopping at it."""
-
-    def __init__(self) -> None:
-        self.problems: list[errors.Problem] = []
-
-    def add(self, path: str, message: str) -> None:
-        self.problems.append(errors.Problem(path=path, message=message))
-
-    def table(self, raw: object, path: str, known: set[str]) -> _Table:
-        if not isinstance(raw, Mapping):
-            self.add(path, "must be a table")
-            return _Table(path, {})
-        table = _Table(path, raw)
-        for key in sorted(set(raw) - known):
-            self.add(table.field(key), f"unknown key; known are {', '.join(sorted(known))}")
-        return table
-
-    def sub(self, top: _Table, key: str, known: set[str], *, optional: bool = False) -> _Table:
-        if key not in top.values:
-            if not optional:
-                self.add(top.field(key), "missing")
-            return _Table(top.field(key), {})
-        return self.table(top.values[key], top.field(key), known)
-
-    def tables(self, top: _Table, key: str, known: set[str]) -> list[_Table]:
-        raw = top.values.get(key, [])
-        if not isinstance(raw, list):
-            self.add(top.field(key), "must be a list of tables")
-            return []
-        return [self.table(one, f"{top.field(key)}[{at}]", known) for at, one in enumerate(raw)]
-
-    def text(
-        self,
-        table: _Table,
-        key: str,
-        *,
-        pattern: re.Pattern[str] | None = None,
-        allowed: tuple[str, ...] = (),
-        default: str | None = None,
-    ) -> str:
-        value = table.values.get(key, default)
-        if value is None:
-            self.add(table.field(key), "missing")
-        elif not isinstance(value, str):
-            self.add(table.field(key), f"{value!r} is not a text")
-        elif allowed and value not in allowed:
-            self.add(table.field(key), f"{value!r} is not one of {', '.join(allowed)}")
-        elif pattern and not pattern.fullmatch(value):
-            self.add(table.field(key), f"{value!r} does not match {pattern.pattern}")
-        else:
-            return value
-        return ""
-
-    def number(
-        self, table: _Table, key: str, low: int, high: int, *, default: int | None = None
-    ) -> int:
-        value = table.values.get(key, default)
-        if value is None:
-            self.add(table.field(key), "missing")
-        elif not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            self.add(table.field(key), f"{value!r} is not a number from {low} to {high}")
-        else:
-            return value
-        return low
-
-    def flag(self, table: _Table, key: str) -> bool:
-        value = table.values.get(key, False)
-        if not isinstance(value, bool):
-            self.add(table.field(key), f"{value!r} is not true or false")
-            return False
-        return value
-
-    def words(
-        self,
-        table: _Table,
-        key: str,
-        *,
-        pattern: re.Pattern[str] | None = None,
-        allowed: tuple[str, ...] = (),
-        required: bool = False,
-    ) -> tuple[str, ...]:
-        value = table.values.get(key, [])
-        if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
-            self.add(table.field(key), "must be a list of texts")
-            return ()
-        for at, one in enumerate(value):
-            if pattern and not pattern.fullmatch(one):
-                self.add(f"{table.field(key)}[{at}]", f"{one!r} does not match {pattern.pattern}")
-            if allowed and one not in allowed:
-                self.add(f"{table.field(key)}[{at}]", f"{one!r} is not one of {', '.join(allowed)}")
-        if required and not value:
-            self.add(table.field(key), "must not be empty")
-        return tuple(value)
-
-    def time(self, table: _Table, key: str) -> int:
-        value = table.values.get(key)
-        if not isinstance(value, datetime.datetime) or value.tzinfo is None:
-            self.add(table.field(key), "must be a date and time with zone (2026-01-31T00:00:00Z)")
-            return 0
-        return int(value.timestamp())

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from images import building, cache, locking, recipe, scanning
+from images import building, cache, locking, recipe, scanning, trees
 from kvedge.progress import silent
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ def relock(
         store = cache.Store(Path(folder)) if fresh else cache.default_store()
         entries = [building.make_step(plan, step, store, progress=progress) for step in layers]
         with (entries[-1].path / "root.tar").open("rb") as stream:
-            found = scanning.packages(stream)
-    own = {"aziot-edge"}
+            found = scanning.packages(trees.TarTree(stream))
+    own = locking.own(known)
     lock = locking.lock_of(known.name, (one for one in found if one.name not in own))
     before = dict(known.lock.packages) if known.lock else {}
     file = _file(name)
@@ -48,8 +48,9 @@ def relock(
 
 
 def _file(name: str) -> Path:
-    if name.endswith(".toml"):
-        return Path(name).with_suffix(".lock")
+    stem, at, arch = name.partition(".toml")
+    if at:
+        return Path(f"{stem}{arch}.lock")
     return Path(str(importlib.resources.files("images") / "recipes" / f"{name}.lock"))
 
 

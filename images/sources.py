@@ -1,52 +1,135 @@
-"""Where this machine gets Debian's packages: its own configured sources, else the recipe's mirror.
+"""Where a build gets its packages: this machine's own sources, else the recipe's mirror.
 
-Only the build reads them; the image's own sources always name the recipe's mirror.
+Only the build reads them; the image's own sources always name the recipe's mirror. A vendor's
+source is trusted by the fingerprint of its key, which the recipe states.
 """
 
 from __future__ import annotations
 
 import os
+import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvedge import errors, processes
+from images import openpgp
+from kvedge import errors, processes, tools
 
 if TYPE_CHECKING:
-    from images.recipe import Recipe
+    from collections.abc import Mapping
 
-__all__ = ["apt_options", "deb_lines"]
+    from images.recipe import Recipe, Source
+
+__all__ = [
+    "MIRRORS",
+    "apt_options",
+    "configured",
+    "deb_lines",
+    "keyring",
+    "signing_key",
+    "vendor_line",
+]
+
+MIRRORS = {"debian": "KVEDGE_DEBIAN_MIRROR", "ubuntu": "KVEDGE_UBUNTU_MIRROR"}
+"""Environment variable that names the mirror to use, by distribution."""
+_KEY_SECONDS = 30.0
+_KEY_BYTES = 1 << 20
 
 _FORMAT = "$(REPO_URI) $(RELEASE) $(COMPONENT) $(CREATED_BY)"
 _KEPT_OPTIONS = ("Acquire::http", "Acquire::https", "Acquire::Check-", "Acquire::Retries")
 
 
-def deb_lines(recipe: Recipe) -> list[str]:
-    """Return one-line apt sources for a recipe's suites.
+def keyring(recipe: Recipe) -> Path:
+    """Return the archive's keyring on this machine; Debian's package of Ubuntu's may serve.
 
-    `KVEDGE_DEBIAN_MIRROR` (such as http://mirror.example/debian, with `debian-security` beside it)
-    wins over the machine's sources.
+    Raises:
+        ToolMissing: there is none.
     """
-    if not Path(recipe.apt.keyring).exists():
-        raise errors.ToolMissing(
-            "archive keyring",
-            f"keyring {recipe.apt.keyring!r} of recipe {recipe.name!r} not found",
-            hint=f"apt-get install {recipe.os}-archive-keyring",
-        )
-    forced = os.environ.get("KVEDGE_DEBIAN_MIRROR", "").rstrip("/")
-    configured = {} if forced else _configured()
+    own = Path(recipe.apt.keyring)
+    if own.exists():
+        return own
+    if recipe.os == "ubuntu":
+        return tools.ensure(["ubuntu-archive-keyring"])["ubuntu-archive-keyring"].resolve()
+    raise errors.ToolMissing(
+        "archive keyring",
+        f"keyring {recipe.apt.keyring!r} of recipe {recipe.name!r} not found",
+        hint=f"apt-get install {recipe.os}-archive-keyring",
+    )
+
+
+def deb_lines(
+    recipe: Recipe,
+    keyring: Path,
+    *,
+    machine: Mapping[str, list[str]] | None = None,
+    environment: Mapping[str, str] = os.environ,
+) -> list[str]:
+    """Return one-line apt sources for a recipe's suites. Pure but for the environment's default.
+
+    Args:
+        recipe: whose suites, components and architecture count.
+        keyring: the archive's keys on this machine.
+        machine: addresses by suite that this machine's apt has.
+        environment: `KVEDGE_DEBIAN_MIRROR` or `KVEDGE_UBUNTU_MIRROR` (such as
+            http://mirror.example/debian, with `debian-security` beside it) wins over both.
+    """
+    apt = recipe.apt
+    forced = environment.get(MIRRORS[recipe.os], "").rstrip("/")
+    ports = apt.ports_mirror if recipe.arch != "amd64" else ""
     lines = []
-    for suite in recipe.apt.suites:
+    for suite in apt.suites:
         security = suite.endswith("-security")
-        fallback = recipe.apt.security_mirror if security else recipe.apt.mirror
+        fallback = ports or (apt.security_mirror if security else apt.mirror)
         if forced:
-            fallback = f"{forced}-security" if security else forced
-        uris = configured.get(suite, [fallback])
+            # Ubuntu has its security suites in the same archive.
+            beside = security and recipe.os == "debian"
+            uris = [f"{forced}-security" if beside else forced]
+        else:
+            uris = (machine or {}).get(suite) or [fallback]
         lines += [
-            f"deb [signed-by={recipe.apt.keyring} arch={recipe.arch}] {uri} {suite} "
-            + " ".join(recipe.apt.components)
+            f"deb [signed-by={keyring} arch={recipe.arch}] {uri} {suite} "
+            + " ".join(apt.components)
             for uri in uris
         ]
     return lines
+
+
+def vendor_line(source: Source, arch: str, key: Path) -> str:
+    """Return the one-line apt source of a vendor, for a build."""
+    return f"deb [signed-by={key} arch={arch}] {source.uri} {source.suite} " + " ".join(
+        source.components
+    )
+
+
+def signing_key(source: Source, place: Path) -> bytes:
+    """Return a further source's key, armored, after comparing its fingerprint.
+
+    Args:
+        source: of the recipe.
+        place: the key's file, if the recipe names one and not an address.
+
+    Raises:
+        KvedgeError: it cannot be had, or is another key.
+    """
+    what = f"signing key of apt source {source.name!r}"
+    try:
+        if source.key.startswith("https://"):
+            with urllib.request.urlopen(source.key, timeout=_KEY_SECONDS) as answer:  # noqa: S310 - https only
+                data = answer.read(_KEY_BYTES)
+        else:
+            data = place.read_bytes()
+    except (OSError, urllib.error.URLError) as cause:
+        raise errors.KvedgeError(
+            f"{what} not read from {source.key!r}: {cause}",
+            hint="a recipe of your own may name a file as key",
+        ) from cause
+    found = openpgp.fingerprints(data)
+    if source.fingerprint not in found:
+        raise errors.KvedgeError(
+            f"{what} from {source.key!r} is another one: {', '.join(found) or 'no key at all'}",
+            hint=f"the recipe wants {source.fingerprint}",
+        )
+    return openpgp.armored(data, source.fingerprint)
 
 
 def apt_options() -> list[str]:
@@ -62,7 +145,8 @@ def apt_options() -> list[str]:
     ]
 
 
-def _configured() -> dict[str, list[str]]:
+def configured() -> dict[str, list[str]]:
+    """Return the addresses of this machine's own apt sources by suite."""
     try:
         done = processes.run(
             ["apt-get", "indextargets", "--format", _FORMAT], what="read apt's sources", check=False

@@ -18,14 +18,29 @@ __all__ = ["image"]
 _CONTAINERS = ("temperature-sensor", "kvedge")
 _RECIPE = "debian-12-edge"
 _name_argument = click.argument("name", default=_RECIPE, metavar="[NAME]")
+_ca_option = click.option(
+    "--ca-file",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    envvar="KVEDGE_REGISTRY_CA_FILE",
+    help="Authority that signed the registry's certificate.",
+)
+_arch_option = click.option(
+    "--arch",
+    default="amd64",
+    show_default=True,
+    help="Which one to take where the reference is of several.",
+)
 
 
 @click.group()
 def image() -> None:
-    """Build, push and look into images.
+    """Build, push, pull, test and look into images.
 
-    NAME is a recipe of a disk (debian-12-edge) or a container image (temperature-sensor, kvedge).
-    Results are cached by content in KVEDGE_CACHE, by default ~/.cache/kvedge.
+    NAME is a recipe of a disk (debian-12-edge), also for another architecture
+    (debian-12-edge@arm64), the path of a recipe of your own (./plant.toml), a container image
+    (temperature-sensor, kvedge), or an image in a registry (HOST/REPOSITORY[:TAG][@sha256:…]).
+    Results are cached by content in KVEDGE_CACHE, by default ~/.cache/kvedge, up to
+    KVEDGE_IMAGE_CACHE_GIB (8).
     """
 
 
@@ -42,12 +57,7 @@ def build(name: str, output: str) -> None:
 @image.command()
 @_name_argument
 @click.argument("destination", required=False, metavar="[HOST/REPOSITORY[:TAG]]")
-@click.option(
-    "--ca-file",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    envvar="KVEDGE_REGISTRY_CA_FILE",
-    help="Authority that signed the registry's certificate.",
-)
+@_ca_option
 @click.option("--tag", default="", help="Name to give the image beside its digest.")
 def push(name: str, destination: str | None, ca_file: Path | None, tag: str) -> None:
     """Build an image if it is not there and push it; prints it by digest.
@@ -71,6 +81,21 @@ def push(name: str, destination: str | None, ca_file: Path | None, tag: str) -> 
         built = _build(name, progress)
         where = images.push(built, destination, ca_file=ca_file, tag=tag, progress=progress)
     click.echo(where)
+
+
+@image.command()
+@click.argument("reference", metavar="HOST/REPOSITORY[:TAG][@sha256:…]")
+@_ca_option
+@_arch_option
+@_common.output_option
+def pull(reference: str, ca_file: Path | None, arch: str, output: str) -> None:
+    """Pull an image with the documents attached to it; every digest is checked.
+
+    From then on `inspect`, `check`, `diff` and `test` know it without a network.
+    """
+    with _common.progress_bars() as progress:
+        pulled = _pulled(reference, ca_file, arch, progress)
+    _tell(pulled, output)
 
 
 @image.command()
@@ -189,25 +214,50 @@ def diff(before: str, after: str, output: str) -> None:
     help="How to boot it; none scans only.",
 )
 @click.option("--deadline", default=300.0, show_default=True, help="Seconds until a login.")
+@_ca_option
+@_common.output_option
 @click.pass_context
-def test(ctx: click.Context, name: str, firmware: str, deadline: float) -> None:
-    """Scan a disk, boot it under QEMU, log in strictly and check what users rely on."""
+def test(
+    ctx: click.Context,
+    name: str,
+    firmware: str,
+    deadline: float,
+    ca_file: Path | None,
+    output: str,
+) -> None:
+    """Scan a disk, boot it under QEMU, log in strictly and check what users rely on.
+
+    A recipe is built and a reference pulled first, if need be.
+    """
+    import dataclasses
+
     import images
-    from images import proving
+    from images import proving, registry
 
     firmwares = {"both": ("bios", "uefi"), "none": ()}.get(firmware, (firmware,))
     with _common.progress_bars() as progress:
-        built = images.build(name, progress=progress)
+        if registry.is_reference(name):
+            built = _pulled(name, ca_file, "amd64", progress)
+        else:
+            built = images.build(name, progress=progress)
         outcomes = list(
             proving.prove(built, firmwares=firmwares, deadline=deadline, progress=progress)
         )
-    _common.table(
-        ("STAGE", "CHECK", "RESULT", "FOUND"),
-        [
-            (one.stage, one.claim, "ok" if one.holds else "FAILED", "" if one.holds else one.found)
-            for one in outcomes
-        ],
-    )
+    if output == "json":
+        _common.emit([dataclasses.asdict(one) for one in outcomes])
+    else:
+        _common.table(
+            ("STAGE", "CHECK", "RESULT", "FOUND"),
+            [
+                (
+                    one.stage,
+                    one.claim,
+                    "ok" if one.holds else "FAILED",
+                    "" if one.holds else one.found,
+                )
+                for one in outcomes
+            ],
+        )
     if not all(one.holds for one in outcomes):
         ctx.exit(1)
 
@@ -215,16 +265,19 @@ def test(ctx: click.Context, name: str, firmware: str, deadline: float) -> None:
 @image.command()
 @click.option(
     "--keep",
-    default=8.0,
-    show_default=True,
     type=click.FloatRange(min=0),
-    help="GiB of the latest used results to keep.",
+    help="GiB of the latest used results to keep; else KVEDGE_IMAGE_CACHE_GIB, or 8.",
 )
-def gc(keep: float) -> None:
-    """Drop the longest unused results and what killed builds left."""
+def gc(keep: float | None) -> None:
+    """Drop the longest unused results and what killed builds left.
+
+    A build does so by itself at its end, but spares what was used within the last hour.
+    """
     from images import cache
 
-    dropped = cache.default_store().collect(keep_bytes=int(keep * 2**30))
+    dropped = cache.default_store().collect(
+        keep_bytes=None if keep is None else int(keep * 2**30), spare_seconds=0
+    )
     freed = sum(entry.size for entry in dropped)
     click.echo(f"dropped {len(dropped)} results, {freed / 2**20:.0f} MiB")
 
@@ -237,6 +290,21 @@ def _build(name: str, progress: Progress) -> images.BuiltImage:
     if name in _CONTAINERS:
         return images.build_module(name, progress=progress)
     return images.build(name, progress=progress)
+
+
+def _pulled(
+    reference: str, ca_file: Path | None, arch: str, progress: Progress
+) -> images.BuiltImage:
+    import os
+
+    from images import pulling
+
+    _common.load_environment()
+    found = os.environ.get("KVEDGE_REGISTRY_CA_FILE")
+    ours = os.environ.get("KVEDGE_REGISTRY_PUSH", "")
+    if ca_file is None and found and ours and reference.startswith(f"{ours}/"):
+        ca_file = Path(found)
+    return pulling.pull(reference, arch=arch, ca_file=ca_file, progress=progress)
 
 
 def _tell(built: images.BuiltImage, output: str) -> None:

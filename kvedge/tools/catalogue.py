@@ -370,5 +370,20 @@ FAMILIES: Final[tuple[Family, ...]] = (
         )
         for name, seconds in (("vke2e", 150), ("vktuned", 90))
     ),
+    Family(
+        # Debian 12 has no package of Ubuntu's archive keys; the next release's is signed by Debian.
+        name="ubuntu-keyring",
+        version="2023",
+        at_least=(0,),
+        below=(0,),
+        tools=(
+            Tool(
+                name="ubuntu-archive-keyring",
+                recipe=Packaged(path="usr/share/keyrings/ubuntu-archive-keyring.gpg"),
+            ),
+        ),
+        debian=Debian(suites=("trixie",), packages=("ubuntu-keyring",)),
+        extra=True,
+    ),
 )
 """In the order in which they are built: the quick ones first."""

@@ -52,10 +52,34 @@ def test_a_container_hook_does_not_touch_disks():
     assert _keys() == _keys(assets=_assets(hooks=hooks))
 
 
-def test_the_mirror_does_not_count():
-    """Where packages come from changes no key: their content is what counts."""
+def test_the_mirror_does_not_count_for_packages():
+    """Where packages come from changes no layer's key; the image's own sources name the mirror."""
     apt = dataclasses.replace(BASE.apt, mirror="http://elsewhere.example/debian")
-    assert _keys() == _keys(dataclasses.replace(BASE, apt=apt))
+    before, after = _keys(), _keys(dataclasses.replace(BASE, apt=apt))
+    assert before[:-2] == after[:-2]
+    assert before[-2] != after[-2]
+
+
+def test_a_vendors_source_counts_for_the_layers_that_use_it():
+    """Another key of a source changes its layers, and leaves the layers below in the cache."""
+    ubuntu = recipe.load("ubuntu-24.04-edge")
+    assets = _assets(overlays={"guest": {}})
+    (source,) = ubuntu.sources
+    other = dataclasses.replace(source, fingerprint="0" * 40)
+    before = _keys(ubuntu, assets)
+    after = _keys(dataclasses.replace(ubuntu, sources=(other,)), assets)
+    assert [a == b for a, b in zip(before, after, strict=True)] == [True, *[False] * 4]
+    moved = dataclasses.replace(source, key="./microsoft.asc")
+    same = _keys(dataclasses.replace(ubuntu, sources=(moved,)), assets)
+    assert before[:-2] == same[:-2]
+
+
+def test_a_package_file_counts_by_its_content():
+    """A package file of one's own is part of the key by digest, not by name."""
+    layer = dataclasses.replace(BASE.layers[2], local_packages=(), debs=("./a.deb",))
+    mine = dataclasses.replace(BASE, layers=(*BASE.layers[:2], layer))
+    keys = [_keys(mine, _assets(debs={"./a.deb": digest}))[2] for digest in ("1", "2")]
+    assert keys[0] != keys[1]
 
 
 @given(st.sampled_from(["release", "arch", "epoch", "revision", "disk_mib"]))

@@ -2,7 +2,7 @@
 
 import io
 
-from images import roottree, scanning
+from images import roottree, scanning, trees
 
 GOOD = [
     roottree.file("etc/machine-id", b""),
@@ -18,8 +18,7 @@ def _tree(*members):
     out = io.BytesIO()
     everything = {member.path: member for member in (*GOOD, *members)}
     roottree.merge(io.BytesIO(), out, members=everything.values(), amend={}, epoch=0)
-    out.seek(0)
-    return out
+    return trees.TarTree(out)
 
 
 def test_a_clean_tree_has_no_problems():
