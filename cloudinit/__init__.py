@@ -20,8 +20,8 @@ from cloudinit.edge_config import (
     derived_key,
     render_edge_config,
 )
-from cloudinit.parsing import parse_user_data
-from cloudinit.rendering import File, NetworkData, User, UserData, render, render_network
+from cloudinit.parsing import parse_fragment, parse_user_data
+from cloudinit.rendering import File, NetworkData, User, UserData, merge, render, render_network
 from cloudinit.seeding import iso, seed
 
 __all__ = [
@@ -41,6 +41,8 @@ __all__ = [
     "derived_key",
     "iso",
     "lint",
+    "merge",
+    "parse_fragment",
     "parse_user_data",
     "render",
     "render_edge_config",

@@ -11,7 +11,7 @@ import yaml
 from cloudinit.rendering import File, User, UserData
 from kvedge import errors
 
-__all__ = ["parse_user_data"]
+__all__ = ["parse_fragment", "parse_user_data"]
 
 _LISTS: dict[tuple[type, str], type | None] = {
     (UserData, "users"): User,
@@ -39,6 +39,24 @@ def parse_user_data(text: str) -> UserData:
     if problems or data is None:
         raise errors.SpecError("first-boot data", problems)
     return data
+
+
+def parse_fragment(text: str, *, subject: str = "cloud-config fragment") -> Mapping[str, Any]:
+    """Parse a piece of cloud-config.
+
+    Raises:
+        SpecError: it is no YAML mapping.
+    """
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as cause:
+        problem = errors.Problem(path="yaml", message=str(cause).replace("\n", " ")[:200])
+        raise errors.SpecError(subject, [problem]) from cause
+    if raw is not None and not isinstance(raw, Mapping):
+        raise errors.SpecError(
+            subject, [errors.Problem(path="document", message="must be a mapping")]
+        )
+    return raw or {}
 
 
 def _object(kind: type, raw: object, path: str, problems: list[errors.Problem]) -> Any:

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import yaml
 
 from kvedge import errors, names
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-__all__ = ["File", "NetworkData", "User", "UserData", "render", "render_network"]
+__all__ = ["File", "NetworkData", "User", "UserData", "merge", "render", "render_network"]
 
 _HEADER = "#cloud-config\n"
 _USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
@@ -84,22 +82,46 @@ def render(data: UserData) -> str:
     """
     problems = list(_problems(data))
     document = _document(data)
-    for key, value in data.extra.items():
-        if key not in document:
-            document[key] = value
-        elif isinstance(value, list) and isinstance(document[key], list):
-            document[key] = [*document[key], *value]
-        elif value != document[key]:
-            problems.append(
-                errors.Problem(
-                    path=f"extra.{key}",
-                    message="is set by kvedge already",
-                    hint="use the typed setting, or leave it out of the fragment",
-                )
-            )
+    document = _merged(document, data.extra, "extra", problems)
     if problems:
         raise errors.SpecError("cloud-init user data", problems)
     return _HEADER + _yaml(document)
+
+
+def merge(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """Return two cloud-config fragments as one; lists are joined, tables merged key by key.
+
+    Raises:
+        SpecError: they say different things, with the path of each.
+    """
+    problems: list[errors.Problem] = []
+    document = _merged(first, second, "fragment", problems)
+    if problems:
+        raise errors.SpecError("cloud-config fragments", problems)
+    return document
+
+
+def _merged(
+    first: Mapping[str, Any], second: Mapping[str, Any], path: str, problems: list[errors.Problem]
+) -> dict[str, Any]:
+    document = dict(first)
+    for key, value in second.items():
+        known, here = document.get(key), f"{path}.{key}"
+        if key not in document:
+            document[key] = value
+        elif isinstance(value, Mapping) and isinstance(known, Mapping):
+            document[key] = _merged(known, value, here, problems)
+        elif isinstance(value, list) and isinstance(known, list):
+            document[key] = [*known, *value]
+        elif value != known:
+            problems.append(
+                errors.Problem(
+                    path=here,
+                    message=f"is {known!r} already"[:200],
+                    hint="use the typed setting, or leave it out of the fragment",
+                )
+            )
+    return document
 
 
 def render_network(data: NetworkData) -> str:

@@ -179,6 +179,7 @@ def boot(
     memory_mib: int = 1024,
     instance_id: str = "i-1",
     load: str = "",
+    again: bool = False,
 ) -> Iterator[Guest]:
     """Run a guest on a throw-away overlay of a qcow2 disk until the block ends.
 
@@ -187,15 +188,17 @@ def boot(
         folder: where overlay, seeds and the serial console's log go.
         secrets: files of the secret disk beside keys.
         user_data: cloud-init user data.
-        data_disk: raw disk with serial `edge-data`.
+        data_disk: raw or qcow2 disk with serial `edge-data`; only qcow2 can be saved.
         keys: host and client keys; made if not given.
         firmware: `bios` or `uefi`.
-        load: name of a snapshot in the overlay to start from.
+        load: name of a snapshot in the folder's overlay to start from (`Guest.save`); everything
+            else must be as it was then.
+        again: start the folder's overlay once more instead of a fresh one.
     """
     folder.mkdir(parents=True, exist_ok=True)
     keys = keys or make_keys()
     overlay = folder / "overlay.qcow2"
-    if not load:
+    if not load and not again:
         processes.run(
             ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", disk.resolve(),
              overlay, "6G"], what="make the guest's disk",
@@ -214,7 +217,9 @@ def boot(
               (folder / "secret.iso", "raw", ",readonly=on")]  # fmt: skip
     serials = ["", "", ",serial=edge-config"]
     if data_disk:
-        drives.append((data_disk, "raw", ""))
+        with data_disk.open("rb") as file:
+            form = "qcow2" if file.read(4) == b"QFI\xfb" else "raw"
+        drives.append((data_disk, form, ""))
         serials.append(",serial=edge-data")
     argv = ["setpriv", "--pdeathsig", "KILL",
             "qemu-system-x86_64", "-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max",

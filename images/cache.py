@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import hashlib
 import json
@@ -116,11 +117,11 @@ class Store:
                 target = self.root / "steps" / key
                 target.parent.mkdir(parents=True, exist_ok=True)
                 folder.rename(target)
-            except OSError as cause:
-                if cause.errno in {28, 122}:
+            except (OSError, errors.BuildFailed) as cause:
+                if _lacks_space(cause):
                     raise errors.KvedgeError(
                         f"cannot keep image step {key!r}: no space left in {str(self.root)!r}",
-                        hint="kvedge image gc, or set KVEDGE_CACHE to a larger disk",
+                        hint="kvedge image gc --keep 2, or set KVEDGE_CACHE to a larger disk",
                     ) from cause
                 raise
             finally:
@@ -181,6 +182,12 @@ class Store:
         with (folder / key).open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+def _lacks_space(cause: OSError | errors.BuildFailed) -> bool:
+    if isinstance(cause, errors.BuildFailed):
+        return os.strerror(errno.ENOSPC) in cause.tail
+    return cause.errno in {errno.ENOSPC, errno.EDQUOT}
 
 
 def limit() -> int:

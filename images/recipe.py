@@ -54,12 +54,15 @@ class Apt:
     """Where packages come from."""
 
     suites: tuple[str, ...]
+    """Suites of the archive; those that end in `-security` come from the security mirror."""
     components: tuple[str, ...]
+    """Components of the archive, such as `main`."""
     keyring: str
     """Path of the archive's keyring on the building machine and in the image."""
     mirror: str
     """Used when the building machine has no source of its own for these suites."""
     security_mirror: str
+    """The same for suites that end in `-security`."""
     ports_mirror: str = ""
     """Used in place of both mirrors for architectures that the archive keeps elsewhere."""
 
@@ -73,7 +76,9 @@ class Source:
     uri: str
     """Address in front of `dists/`."""
     suite: str
+    """One suite of it."""
     components: tuple[str, ...]
+    """Components of it, such as `main`."""
     key: str
     """Where its signing key is: an https address, or a path that is absolute or begins with `./`
     (beside the recipe)."""
@@ -83,9 +88,10 @@ class Source:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
-    """Packages that are installed together and cached as one step."""
+    """Packages that are installed together and cached as one step; the first layer is the base."""
 
     name: str
+    """What progress, logs and provenance call it."""
     packages: tuple[str, ...] = ()
     """Names as apt takes them, also `name=version`; `{arch}` stands for the architecture."""
     sources: tuple[str, ...] = ()
@@ -101,10 +107,13 @@ class User:
     """An account that is baked in; it has no password."""
 
     name: str
+    """Of the account and of its group."""
     uid: int
+    """From 1000 to 59999; the group has the same number."""
     groups: tuple[str, ...] = ()
-    """Joined where they exist."""
+    """Further groups, joined where they exist."""
     sudo: bool = False
+    """Whether it may become root without a password."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +123,7 @@ class Content:
     overlays: tuple[str, ...] = ()
     """Folders of files: names in `images/overlays`, or `./` beside the recipe; later ones win."""
     hostname: str = "localhost"
+    """Name of a machine that is given none."""
     enable: tuple[str, ...] = ()
     """Units that start at boot."""
     mask: tuple[str, ...] = ()
@@ -138,6 +148,7 @@ class Recipe:
     """One image."""
 
     name: str
+    """Of the image; file names and labels use it."""
     kind: str
     """`disk`, or `container` for a base layer without kernel and init."""
     os: str
@@ -145,7 +156,7 @@ class Recipe:
     release: str
     """The distribution's name of the release."""
     arch: str
-    """`amd64` or `arm64`; `--arch` on the command line goes before it."""
+    """`amd64` or `arm64`; the name `RECIPE@arm64` asks for the other one."""
     epoch: int
     """Seconds since 1970; no file in the image is newer (SOURCE_DATE_EPOCH)."""
     revision: int

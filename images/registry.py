@@ -29,7 +29,7 @@ _INDEXES = (oci.INDEX, "application/vnd.docker.distribution.manifest.list.v2+jso
 
 def is_reference(name: str) -> bool:
     """Whether a name is an image's in a registry, not a recipe's or a recipe's path."""
-    return "/" in name and not name.endswith(".toml")
+    return "/" in name and not name.endswith(".toml") and ".toml@" not in name
 
 
 def parse_reference(text: str) -> Reference:

@@ -292,7 +292,7 @@ def _registry(top: Fields, *, needed: bool) -> spec.Registry:
 def _image(top: Fields) -> spec.Image:
     part = top.section("image")
     image = spec.Image(
-        recipe=part.text("recipe", "debian-12-edge", check=_label),
+        recipe=part.text("recipe", "debian-12-edge", check=_dns_name),
         reference=part.text("reference", check=_reference, hint="REPOSITORY@sha256:DIGEST"),
     )
     part.done()

@@ -20,16 +20,27 @@ def cloudinit() -> None:
 
 @cloudinit.command()
 @_file_argument
-def render(file: Path) -> None:
+@click.option(
+    "--fragment",
+    "fragments",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="More cloud-config to merge; what contradicts is refused. Can be given several times.",
+)
+def render(file: Path, fragments: tuple[Path, ...]) -> None:
     """Print the #cloud-config of a YAML FILE with hostname, users, files, packages and so on.
 
     The fields are those of the reference of first-boot data; `extra` holds a fragment of your own.
     """
+    import dataclasses
+
     import cloudinit as printing
 
-    click.echo(
-        printing.render(printing.parse_user_data(file.read_text(encoding="utf-8"))), nl=False
-    )
+    data = printing.parse_user_data(file.read_text(encoding="utf-8"))
+    for one in fragments:
+        fragment = printing.parse_fragment(one.read_text(encoding="utf-8"), subject=str(one))
+        data = dataclasses.replace(data, extra=printing.merge(data.extra, fragment))
+    click.echo(printing.render(data), nl=False)
 
 
 @cloudinit.command()

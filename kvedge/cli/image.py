@@ -71,6 +71,8 @@ def push(name: str, destination: str | None, ca_file: Path | None, tag: str) -> 
 
     _common.load_environment()
     if destination is None:
+        if "/" in name:
+            raise click.UsageError("a recipe of your own needs a destination")
         registry = os.environ.get("KVEDGE_REGISTRY_PUSH")
         if not registry:
             raise click.UsageError("no destination, and no local site is up")

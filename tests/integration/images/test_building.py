@@ -3,6 +3,7 @@
 import concurrent.futures
 import hashlib
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -12,11 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from images import building, cache
+import images
+from images import building, cache, recipe
 from kvedge import errors, processes, tools
 
 ROOT = Path(__file__).parents[3]
 BASE = "python-container"
+DISK = "debian-12-edge"
 pytestmark = pytest.mark.timeout(1200)
 
 
@@ -55,14 +58,20 @@ def test_a_damaged_layer_is_built_again(base):
     assert _digest(building.build_base(BASE, store=store)) == digest
 
 
-@pytest.mark.slow
 def test_two_builds_at_once_make_one(tmp_path):
-    """Two processes' worth of builders share one result."""
-    store = cache.Store(tmp_path)
+    """Two processes that build one recipe at once share one result; the second waits."""
+    program = (
+        "import sys; from pathlib import Path; from images import building, cache;"
+        f"entry = building.build_base({BASE!r}, store=cache.Store(Path(sys.argv[1])));"
+        "print((entry.path / 'entry.json').stat().st_ino)"
+    )
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        first, second = pool.map(lambda _: building.build_base(BASE, store=store), range(2))
+        argv = [sys.executable, "-c", program, tmp_path]
+        runs = pool.map(lambda _: processes.run(argv, what="build", cwd=ROOT).stdout, range(2))
+        first, second = (run.split()[-1] for run in runs)
     assert first == second
     assert len(list((tmp_path / "steps").iterdir())) == 1
+    assert list((tmp_path / "tmp").iterdir()) == []
 
 
 def test_a_killed_build_is_completed_by_the_next(tmp_path):
@@ -125,30 +134,129 @@ def test_a_lying_mirror_is_refused(tmp_path, monkeypatch):
     assert not (tmp_path / "steps").exists()
 
 
-def test_a_full_disk_is_told(tmp_path):
+def _primed(tmp_path, upto):
+    """A store of one's own with the disk image's results below a kind of step, and the plan."""
+    images.build(DISK)
+    plan = building.plan_of(recipe.load(DISK))
+    source, store = cache.default_store(), cache.Store(tmp_path / "store")
+    for step in plan.steps:
+        if step.kind == upto and (upto != "layer" or step is plan.steps[-3]):
+            return plan, step, store
+        entry = source.find(step.key) or building.make_step(plan, step, source)
+        folder = store.root / "steps" / step.key
+        shutil.copytree(entry.path, folder, copy_function=_linked)
+    raise AssertionError(upto)
+
+
+def _linked(source, target):
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+_MAKE = (
+    "import sys; from pathlib import Path; from images import building, cache, recipe;"
+    f"plan = building.plan_of(recipe.load({DISK!r}));"
+    "step = next(one for one in plan.steps if one.key == sys.argv[2]);"
+    "building.make_step(plan, step, cache.Store(Path(sys.argv[1])))"
+)
+
+
+@pytest.mark.parametrize("kind", [pytest.param("layer", marks=pytest.mark.slow), "disk", "oci"])
+def test_a_kill_in_each_step_does_no_harm(tmp_path, kind):
+    """Killed in the middle of a step, it leaves no entry; the next try makes the same bytes."""
+    plan, step, store = _primed(tmp_path, kind)
+    child = processes.popen(
+        [sys.executable, "-c", _MAKE, store.root, step.key], cwd=ROOT, log=tmp_path / "log"
+    )
+    deadline = time.monotonic() + 300
+    while not list((store.root / "tmp").glob("*/*")):
+        assert child.poll() is None, (tmp_path / "log").read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+    assert store.find(step.key) is None
+    made = building.make_step(plan, step, store)
+    wanted = cache.default_store().find(step.key)
+    assert made.files == (wanted or building.make_step(plan, step, cache.default_store())).files
+
+
+@pytest.mark.parametrize("room", ["1m", "300m"])
+def test_a_full_disk_is_told(tmp_path, room):
     """No space left is one sentence with the way out, and leaves nothing half."""
+    _, step, store = _primed(tmp_path, "disk")
+    (store.root / "tmp").mkdir()
+    script = 'mount -t tmpfs -o size="$1" none "$2"; shift 2; exec "$@"'
+    program = f"from kvedge import errors\ntry: {_MAKE.replace(';', '; ')}\n".replace(
+        "try: ", "try:\n    "
+    ) + (
+        "except errors.KvedgeError as error:\n"
+        "    print(error.message, '|', error.hint)\n"
+        "else:\n    raise SystemExit('it fitted')\n"
+    )
+    done = processes.run(
+        [
+            *("unshare", "--user", "--map-root-user", "--mount", "sh", "-euc", script, "sh"),
+            *(room, store.root / "tmp", sys.executable, "-c", program, store.root, step.key),
+        ],
+        what="build on a small disk",
+        cwd=ROOT,
+    )
+    assert "no space left" in done.stdout
+    assert "kvedge image gc" in done.stdout
+    assert store.find(step.key) is None
 
-    def fill(folder):
-        raise OSError(28, "No space left on device")
 
-    store = cache.Store(tmp_path)
-    with pytest.raises(errors.KvedgeError, match="no space left") as caught:
-        store.make("k", fill)
-    assert "gc" in caught.value.hint
-    assert store.find("k") is None
+def test_flipped_bits_below_are_not_built_upon(tmp_path):
+    """A layer whose bytes changed in the cache is forgotten, not made into a disk."""
+    plan, step, store = _primed(tmp_path, "disk")
+    entry = store.find(step.below)
+    file = entry.path / "root.tar"
+    own = file.with_suffix(".copy")
+    shutil.copy(file, own)
+    with own.open("r+b") as stream:
+        stream.seek(file.stat().st_size // 2)
+        byte = stream.read(1)
+        stream.seek(-1, os.SEEK_CUR)
+        stream.write(bytes([byte[0] ^ 1]))
+    own.replace(file)
+    assert [one.kind for one in building.missing(plan, store)] == ["layer", "disk", "oci"]
+    assert store.find(step.below) is None
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(3000)
-def test_root_and_user_build_the_same_image(tmp_path, monkeypatch):
-    """The whole image has one digest: as root here, and as a user with another cache and folder."""
-    if os.geteuid() != 0:
-        pytest.fail("this comparison must be run as root")
-    mine = building.build("debian-12-edge", store=cache.Store(tmp_path / "mine"))
+def test_lower_layers_are_not_needed_for_a_result_that_is_there(tmp_path):
+    """After a collection a disk is made of its tree alone, without the layers below that."""
+    plan, _step, store = _primed(tmp_path, "disk")
+    for lower in plan.steps[:-3]:
+        store.drop(lower.key)
+    assert [one.kind for one in building.missing(plan, store)] == ["disk", "oci"]
+
+
+def _elsewhere(tmp_path, program, *arguments):
+    """Run Python code in other circumstances and return its last word.
+
+    Root runs it as a user without rights who has another home and account files; a user runs it as
+    root of a user namespace.
+    """
     home = tmp_path / "home"
-    home.mkdir()
-    tmp_path.chmod(0o755)
-    for parent in tmp_path.parents[:2]:
+    home.mkdir(mode=0o755)
+    packages = next(path for path in sys.path if path.endswith("site-packages"))
+    mke2fs = tools.ensure(["mke2fs"])["mke2fs"]
+    shared = tmp_path / "tools"
+    processes.run(["cp", "-a", mke2fs.parents[1], shared], what="share mke2fs")
+    inner = [
+        *("env", "-i", f"HOME={home}", f"KVEDGE_CACHE={home}/cache"),
+        f"PATH={shared}/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
+        *(f"PYTHONPATH={ROOT}:{packages}", "PYTHONDONTWRITEBYTECODE=1"),
+        *(Path(sys.executable).resolve(), "-P", "-c", program, *arguments),
+    ]
+    if os.geteuid() != 0:
+        outer = ["unshare", "--user", "--map-root-user", "--map-auto"]
+        done = processes.run([*outer, *inner], what="build as root of a namespace", cwd=home)
+        return done.stdout.split()[-1]
+    for parent in (tmp_path, *tmp_path.parents[:2]):
         parent.chmod(0o755)
     os.chown(home, 4242, 4242)
     # A copy of the whole folder: a single file's mount would go when somebody replaces that file.
@@ -157,23 +265,43 @@ def test_root_and_user_build_the_same_image(tmp_path, monkeypatch):
         file.write("builder:x:4242:4242::/nonexistent:/bin/sh\n")
     for name in ("subuid", "subgid"):
         (tmp_path / "etc" / name).write_text("builder:300000:65536\n")
-    mke2fs = tools.ensure(["mke2fs"])["mke2fs"]
-    shared = tmp_path / "tools"
-    processes.run(["cp", "-a", mke2fs.parents[1], shared], what="share mke2fs")
-    packages = next(path for path in sys.path if path.endswith("site-packages"))
     script = 'mount --bind "$1/etc" /etc; cd "$1/home"; shift; exec "$@"'
-    program = "import images; print(images.build('debian-12-edge').digest)"
-    done = processes.run(
-        [
-            *("unshare", "--mount", "sh", "-euc", script, "sh", tmp_path),
-            *("setpriv", "--reuid=4242", "--regid=4242", "--clear-groups", "env", "-i"),
-            f"HOME={home}",
-            f"KVEDGE_CACHE={home}/cache",
-            f"PATH={shared}/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
-            f"PYTHONPATH={ROOT}:{packages}",
-            "PYTHONDONTWRITEBYTECODE=1",
-            *("/usr/bin/python3.11", "-P", "-c", program),
-        ],
-        what="build as a user",
+    outer = [
+        *("unshare", "--mount", "sh", "-euc", script, "sh", tmp_path),
+        *("setpriv", "--reuid=4242", "--regid=4242", "--clear-groups"),
+    ]
+    return processes.run([*outer, *inner], what="build as a user").stdout.split()[-1]
+
+
+def test_root_and_user_make_the_same_layer(base, tmp_path):
+    """Packages give one tree: here, and as somebody else in another folder."""
+    program = (
+        "import hashlib; from images import building;"
+        f"entry = building.build_base({BASE!r}); print(entry.files['root.tar']['sha256'])"
     )
-    assert done.stdout.split()[-1] == mine.digest
+    assert _elsewhere(tmp_path, program) == base[1].files["root.tar"]["sha256"]
+
+
+def test_root_and_user_make_the_same_disk(tmp_path):
+    """One tree gives one image digest: here, and as somebody else in another folder."""
+    mine = images.build(DISK)
+    plan, step, store = _primed(tmp_path, "disk")
+    tree = tmp_path / "tree"
+    shutil.copytree(store.root / "steps" / step.below, tree)
+    program = (
+        "import shutil, sys; import images; from images import cache;"
+        "store = cache.default_store();"
+        "shutil.copytree(sys.argv[1], store.root / 'steps' / sys.argv[2]);"
+        f"print(images.build({DISK!r}).digest)"
+    )
+    assert plan.key == mine.key
+    assert _elsewhere(tmp_path, program, tree, step.below) == mine.digest
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_root_and_user_build_the_same_image(tmp_path):
+    """The whole image has one digest, from the packages on."""
+    mine = building.build(DISK, store=cache.Store(tmp_path / "mine"))
+    program = f"import images; print(images.build({DISK!r}).digest)"
+    assert _elsewhere(tmp_path, program) == mine.digest

@@ -251,7 +251,7 @@ def test_final_refusals_are_told(faulty, layout, fault, kind):
 
 def test_lasting_faults_end(faulty, layout, monkeypatch):
     """A registry that never recovers is given up with its status."""
-    monkeypatch.setattr("images.registry.time.sleep", lambda _: None)
+    monkeypatch.setattr("images.registry_client.time.sleep", lambda _: None)
     host, _ = faulty(*["429"] * 50)
     with pytest.raises(errors.Throttled, match="429"):
         registry.push(layout.path, f"{host}/x")

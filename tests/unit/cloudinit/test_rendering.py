@@ -144,3 +144,17 @@ def test_parsing_tells_all_mistakes_at_once():
         "users[0].nam", "users[0].sudo", "users[0].name", "files", "commands", "packages",
         "colour", "hostname",
     }  # fmt: skip
+
+
+def test_fragments_are_merged_key_by_key():
+    """Tables and lists of two fragments are joined; what contradicts is told with its path."""
+    first = {"apt": {"http_proxy": "http://a"}, "runcmd": ["a"]}
+    second = {"apt": {"https_proxy": "http://b"}, "runcmd": ["b"], "timezone": "UTC"}
+    assert cloudinit.merge(first, second) == {
+        "apt": {"http_proxy": "http://a", "https_proxy": "http://b"},
+        "runcmd": ["a", "b"],
+        "timezone": "UTC",
+    }
+    with pytest.raises(errors.SpecError) as caught:
+        cloudinit.merge(first, {"apt": {"http_proxy": "http://c"}})
+    assert [one.path for one in caught.value.problems] == ["fragment.apt.http_proxy"]
