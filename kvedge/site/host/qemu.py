@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvedge import errors, processes
+from kvedge.site.host import tpm
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -135,6 +136,7 @@ def arguments(
         *("-uuid", plan.uuid),
         *("-smbios", _smbios(plan)),
         *_firmware(firmware),
+        *(_tpm() if plan.tpm else ()),
         *_channels(),
         *(
             ("-device", "VGA", "-vnc", f"unix:{SCREEN_SOCKET}")
@@ -171,6 +173,11 @@ def _firmware(firmware: Firmware | None) -> Iterator[str]:
             "-drive",
             f"if=pflash,format=raw,unit=1,file={_quoted(str(firmware.variables))}",
         )
+
+
+def _tpm() -> Iterator[str]:
+    yield from ("-chardev", f"socket,id=tpm0,path={tpm.SOCKET}")
+    yield from ("-tpmdev", "emulator,id=tpm0,chardev=tpm0", "-device", "tpm-crb,tpmdev=tpm0")
 
 
 def _channels() -> Iterator[str]:

@@ -42,6 +42,11 @@ class HostSettings:
         return self.directory / "vms"
 
     @property
+    def tpms(self) -> Path:
+        """Folder with one folder a persistent TPM, named by its VirtualMachine's UID."""
+        return self.directory / "tpms"
+
+    @property
     def pods(self) -> Path:
         """Folder with one folder a local-process pod, named by its UID."""
         return self.directory / "pods"

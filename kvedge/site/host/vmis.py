@@ -14,7 +14,7 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 from kvedge import errors
-from kvedge.site.host import guestinfo, qemu
+from kvedge.site.host import guestinfo, qemu, tpm
 from kvedge.site.host.machine import Machine
 from kvedge.site.host.probes import AgentTarget, parse_probe, watch_probe
 from kvedge.site.host.running import Actors, timestamp
@@ -211,8 +211,13 @@ class Guest:
         )
         (self.directory / "qemu.json").write_text(json.dumps(argv), encoding="utf-8")
         try:
+            if plan.tpm:
+                kept = self._guests.settings.tpms / plan.owner
+                state = kept if plan.tpm == "persistent" else self.directory / "tpm"
+                await tpm.start(self.directory, state)
             await self.machine.start(argv)
-        except errors.SiteError as error:
+        except (errors.SiteError, errors.ToolMissing) as error:
+            tpm.end(self.directory)
             message = error.message
             _LOG.warning("%s: %s", self.name, message)
 

@@ -31,7 +31,6 @@ _NO_DEVICES = {
     "gpus": "no device passthrough",
     "hostDevices": "no device passthrough",
     "sound": "no sound device",
-    "tpm": "no TPM emulator",
     "clientPassthrough": "no USB redirection",
     "panicDevices": "no panic device",
 }
@@ -75,6 +74,10 @@ class GuestPlan:
     cpu_model: str
     """Empty for the best that this machine can do."""
     efi: bool
+    tpm: str
+    """`persistent`, `volatile` (fresh at every start), or empty for none."""
+    owner: str
+    """UID of the VirtualMachine, else of the VMI: what persists is kept for it."""
     disks: tuple[DiskPlan, ...]
     mac: str
     """Empty for a guest without a network."""
@@ -122,6 +125,11 @@ def plan_guest(vmi: Mapping[str, Any]) -> GuestPlan:
         if cpu.get("model") in {None, "", "host-model", "host-passthrough", "max"}
         else cpu["model"],
         efi="efi" in (firmware.get("bootloader") or {}),
+        tpm=_tpm(devices.get("tpm")),
+        owner=next(
+            (one["uid"] for one in metadata.get("ownerReferences") or () if one.get("controller")),
+            metadata["uid"],
+        ),
         disks=tuple(_disks(spec)),
         mac=(interfaces[0].get("macAddress") or _mac(metadata["uid"])) if interfaces else "",
         ports=tuple(_ports(interfaces[0])) if interfaces else (),
@@ -132,6 +140,12 @@ def plan_guest(vmi: Mapping[str, Any]) -> GuestPlan:
         paused=spec.get("startStrategy") == "Paused",
         memory_balloon=devices.get("autoattachMemBalloon", True),
     )
+
+
+def _tpm(device: Mapping[str, Any] | None) -> str:
+    if device is None or not device.get("enabled", True):
+        return ""
+    return "persistent" if device.get("persistent") else "volatile"
 
 
 def _memory(domain: Mapping[str, Any]) -> str | None:

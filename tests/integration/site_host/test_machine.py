@@ -7,7 +7,7 @@ import os
 import pytest
 
 from kvedge import errors, processes
-from kvedge.site.host import qemu
+from kvedge.site.host import qemu, tpm
 from kvedge.site.host.machine import Machine
 from kvedge.site.host.monitor import Monitor
 from kvedge.testing.waiting import until_async
@@ -133,3 +133,43 @@ async def test_the_probe_boots_a_guest():
 async def test_the_probe_fails_without_the_accelerator():
     """An accelerator that QEMU does not have is no reason to hang."""
     assert not await qemu.boots("no-such-accelerator")
+
+
+_TPM = ("-chardev", f"socket,id=tpm0,path={tpm.SOCKET}", "-tpmdev", "emulator,id=tpm0,chardev=tpm0",
+        "-device", "tpm-crb,tpmdev=tpm0")  # fmt: skip
+
+
+async def _tpm_state(machine, disk, state):
+    """Run a guest with a TPM once and return what the TPM keeps."""
+    machine.clear()
+    await tpm.start(machine.directory, state)
+    pid = int((machine.directory / "tpm.pid").read_text())
+    guest = Machine(machine.directory, machine._crew, lambda: None)
+    await guest.start(_argv(disk, *_TPM))
+    assert [one["model"] for one in await guest.command("query-tpm")] == ["tpm-crb"]
+    await _until((state / "tpm2-00.permall").exists)
+    await guest.kill()
+    await _until(lambda: processes.start_time(pid) is None)
+    return (state / "tpm2-00.permall").read_bytes()
+
+
+async def test_a_tpm_keeps_its_keys_over_a_restart(machine, boot_disk, tmp_path):
+    """The emulator runs as long as its guest, and the next guest meets the same seeds."""
+    disk = boot_disk("sleep")
+    first = await _tpm_state(machine, disk, tmp_path / "kept")
+    second = await _tpm_state(machine, disk, tmp_path / "kept")
+    other = await _tpm_state(machine, disk, tmp_path / "fresh")
+
+    def differing(one):
+        return sum(a != b for a, b in zip(first, one, strict=True))
+
+    # Only counters move; three seeds and proofs of a fresh TPM are hundreds of other bytes.
+    assert differing(second) < 32 < 200 < differing(other)
+
+
+async def test_a_tpm_that_nobody_came_to_is_ended(machine, tmp_path):
+    """When QEMU does not start, its TPM goes, too."""
+    await tpm.start(machine.directory, tmp_path / "state")
+    pid = int((machine.directory / "tpm.pid").read_text())
+    tpm.end(machine.directory)
+    await _until(lambda: processes.start_time(pid) is None)

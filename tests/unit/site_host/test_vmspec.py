@@ -55,7 +55,6 @@ def test_no_declared_ports_still_means_ssh(vmi):
             lambda s: s["domain"]["devices"]["disks"][2].update(cdrom={"bus": "sata"}),
             "disks[2].cdrom",
         ),
-        (lambda s: s["domain"]["devices"].update(tpm={}), "devices.tpm"),
         (lambda s: s["domain"]["devices"].update(gpus=[{"name": "g"}]), "devices.gpus"),
         (
             lambda s: s["volumes"].append({"name": "h", "hostDisk": {"path": "/x"}}),
@@ -89,7 +88,26 @@ def test_what_is_not_done_is_refused_by_its_path(vmi, change, path):
 
 def test_all_problems_are_told_at_once(vmi):
     """A user mends a spec once, not field by field."""
-    vmi["spec"]["domain"]["devices"].update(tpm={}, sound={"name": "s"})
+    vmi["spec"]["domain"]["devices"].update(gpus=[{"name": "g"}], sound={"name": "s"})
     with pytest.raises(errors.SpecError) as found:
         plan_guest(vmi)
     assert len(found.value.problems) == 2
+
+
+@pytest.mark.parametrize(
+    ("device", "kind"),
+    [
+        (None, ""),
+        ({}, "volatile"),
+        ({"persistent": True}, "persistent"),
+        ({"enabled": False, "persistent": True}, ""),
+    ],
+)
+def test_a_tpm_persists_when_it_shall(vmi, device, kind):
+    """A persistent TPM belongs to the VirtualMachine, so a new instance has the same keys."""
+    if device is not None:
+        vmi["spec"]["domain"]["devices"]["tpm"] = device
+    assert plan_guest(vmi).tpm == kind
+    assert plan_guest(vmi).owner == vmi["metadata"]["uid"]
+    vmi["metadata"]["ownerReferences"] = [{"uid": "the-vm", "controller": True}]
+    assert plan_guest(vmi).owner == "the-vm"
