@@ -257,4 +257,6 @@ def boot_members(recipe: Recipe, *, root_uuid: str, initrd: bytes) -> list[roott
         roottree.file("boot/grub/grub.cfg", menu),
         roottree.file("boot/initrd.img-kvedge", initrd),
         roottree.symlink("initrd.img", "boot/initrd.img-kvedge"),
+        # Debian's kernel package keeps /vmlinuz, Ubuntu's /boot/vmlinuz (linux-update-symlinks).
+        *([roottree.symlink("vmlinuz", "boot/vmlinuz")] if recipe.os == "ubuntu" else []),
     ]

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import images
-from images import building, cache, recipe
+from images import building, cache, inspecting, locking, recipe, relocking, scanning, trees
 from kvedge import errors, processes, tools
 
 ROOT = Path(__file__).parents[3]
@@ -232,6 +232,38 @@ def test_lower_layers_are_not_needed_for_a_result_that_is_there(tmp_path):
     for lower in plan.steps[:-3]:
         store.drop(lower.key)
     assert [one.kind for one in building.missing(plan, store)] == ["disk", "oci"]
+
+
+def test_a_lock_holds_what_is_built(tmp_path):
+    """`lock` writes the versions of the built image, `diff` sees none that differ."""
+    images.build(DISK)
+    file = tmp_path / "mine.toml"
+    shutil.copy(ROOT / "images" / "recipes" / f"{DISK}.toml", file)
+    lock, changes = relocking.relock(str(file), fresh=False)
+    assert lock == tmp_path / "mine.lock"
+    held = inspecting.packages_of(str(lock))
+    assert {change.package for change in changes} == set(held)
+    built = inspecting.packages_of(DISK)
+    assert built.items() - held.items() == {("aziot-edge", built["aziot-edge"])}
+    assert building.plan_of(recipe.load(str(file))).key != images.key(DISK)
+
+
+def test_a_stale_lock_is_told_and_the_build_goes_on(base, tmp_path):
+    """Where the archive has a locked version no more, the newest is taken and reported."""
+    with (base[1].path / "root.tar").open("rb") as stream:
+        packages = scanning.packages(trees.TarTree(stream))
+    versions = {one.name: one.version for one in packages}
+    file = tmp_path / "mine.toml"
+    shutil.copy(ROOT / "images" / "recipes" / f"{BASE}.toml", file)
+    held = {**versions, "busybox-static": "1:0-gone"}
+    lock = locking.Lock(recipe=BASE, packages=tuple(sorted(held.items())))
+    file.with_suffix(".lock").write_text(locking.render(lock))
+    entry = building.build_base(str(file), store=cache.Store(tmp_path / "store"))
+    with (entry.path / "root.tar").open("rb") as stream:
+        found = scanning.packages(trees.TarTree(stream))
+    (change,) = building.stale(recipe.load(str(file)), found)
+    assert change.before == "1:0-gone"
+    assert (change.package, change.after) == ("busybox-static", versions["busybox-static"])
 
 
 def _elsewhere(tmp_path, program, *arguments):
