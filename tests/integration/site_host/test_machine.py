@@ -147,9 +147,9 @@ async def _tpm_state(machine, disk, state):
     guest = Machine(machine.directory, machine._crew, lambda: None)
     await guest.start(_argv(disk, *_TPM))
     assert [one["model"] for one in await guest.command("query-tpm")] == ["tpm-crb"]
-    await _until((state / "tpm2-00.permall").exists)
+    await until_async((state / "tpm2-00.permall").exists)
     await guest.kill()
-    await _until(lambda: processes.start_time(pid) is None)
+    await until_async(lambda: processes.start_time(pid) is None)
     return (state / "tpm2-00.permall").read_bytes()
 
 
@@ -172,4 +172,4 @@ async def test_a_tpm_that_nobody_came_to_is_ended(machine, tmp_path):
     await tpm.start(machine.directory, tmp_path / "state")
     pid = int((machine.directory / "tpm.pid").read_text())
     tpm.end(machine.directory)
-    await _until(lambda: processes.start_time(pid) is None)
+    await until_async(lambda: processes.start_time(pid) is None)

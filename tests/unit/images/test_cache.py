@@ -6,6 +6,7 @@ import threading
 import pytest
 
 from images import cache
+from kvedge import errors
 
 
 @pytest.fixture
@@ -91,7 +92,46 @@ def test_collect_keeps_the_latest_used(store):
     for at, key in enumerate("abc"):
         entry = store.make(key, _work("x" * 100))
         os.utime(entry.path / "entry.json", (at, at))
-    dropped = store.collect(keep_bytes=250)
+    dropped = store.collect(keep_bytes=250, spare_seconds=0)
     assert [entry.key for entry in dropped] == ["a"]
     assert store.find("a") is None
     assert store.find("c") is not None
+
+
+def test_collect_spares_what_a_build_may_be_using(store):
+    """By default nothing that was used a moment ago is dropped, whatever the limit."""
+    store.make("k", _work("x" * 100))
+    assert store.collect(keep_bytes=0) == []
+    assert [entry.key for entry in store.collect(keep_bytes=0, spare_seconds=0)] == ["k"]
+
+
+def test_the_limit_comes_from_the_environment(monkeypatch):
+    """GiB, with a default; nonsense is told with the variable's name."""
+    monkeypatch.delenv(cache.LIMIT_VARIABLE, raising=False)
+    assert cache.limit() == 8 << 30
+    monkeypatch.setenv(cache.LIMIT_VARIABLE, "0.5")
+    assert cache.limit() == 1 << 29
+    for nonsense in ("much", "-1", "nan"):
+        monkeypatch.setenv(cache.LIMIT_VARIABLE, nonsense)
+        with pytest.raises(errors.SpecError, match=cache.LIMIT_VARIABLE):
+            cache.limit()
+
+
+@pytest.mark.parametrize(
+    "cause",
+    [
+        OSError(28, "No space left on device"),
+        OSError(122, "Disk quota exceeded"),
+        errors.BuildFailed("x", ["mke2fs"], exit_code=1, tail="write: No space left on device"),
+    ],
+)
+def test_no_space_left_is_told(store, cause):
+    """A full disk is one sentence with the way out, whoever noticed it; nothing half is kept."""
+
+    def fill(_):
+        raise cause
+
+    with pytest.raises(errors.KvedgeError, match="no space left") as caught:
+        store.make("k", fill)
+    assert "gc" in caught.value.hint
+    assert store.find("k") is None

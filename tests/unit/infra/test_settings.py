@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from images import recipe
 from kvedge import errors, settings
 
 REMOVE = object()
@@ -58,7 +59,7 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
     ("missing kubeconfig", {"cluster.kubeconfig": "/nowhere"}, "cluster.kubeconfig", "not a file"),
     ("bad namespace", {"cluster.namespace": "Edge"}, "cluster.namespace", "not a DNS label"),
     ("image by tag", {"image": {"reference": "r/i:1"}}, "image.reference", "by digest"),
-    ("bad recipe", {"image": {"recipe": "../x"}}, "image.recipe", "not a DNS label"),
+    ("bad recipe", {"image": {"recipe": "../x"}}, "image.recipe", "not a DNS name"),
     ("private key as key", {"ssh.authorizedKeys": ["-----BEGIN"]}, "ssh.authorizedKeys[0]", "public key"),
     ("bad CIDR", {"ssh.sourceRanges": ["10.0.0.0/33"]}, "ssh.sourceRanges[0]", "not a network"),
     ("host bits", {"ssh.sourceRanges": ["10.0.0.1/8"]}, "ssh.sourceRanges[0]", "host bits"),
@@ -140,6 +141,14 @@ def test_variables_override_settings(raw: dict[str, Any], ca_file: Path) -> None
     assert found.registry.push == "localhost:1234"
     assert dict(found.hosts) == {"a.test": "10.0.0.1", "b.test": "10.0.0.2"}
     assert found.cluster.identifier == "from-variable"
+
+
+@pytest.mark.parametrize("name", recipe.names())
+def test_every_shipped_recipe_can_be_chosen(raw: dict[str, Any], name: str) -> None:
+    """A recipe's name is taken as it is."""
+    wanted = changed(raw, {"image": {"recipe": name}})
+    environment = settings.parse("plant", wanted, environ={})
+    assert environment.image.recipe == name
 
 
 def test_the_source_of_each_value_is_known(raw: dict[str, Any]) -> None:
