@@ -5,24 +5,21 @@ Needs mmdebstrap, GRUB's modules, dosfstools, mtools and qemu-utils; no root rig
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import importlib.resources
-import os
-import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from images import attesting, cache, content, disk, locking, oci, scanning, sources, trees
+from images import attesting, cache, content, disk, locking, oci, packaging, scanning, trees
 from images import plan as planning
 from images import recipe as recipes
-from kvedge import errors, processes, tools
+from kvedge import errors, tools
 from kvedge.progress import silent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from images.recipe import Recipe
     from kvedge.progress import Progress
@@ -38,14 +35,7 @@ __all__ = [
     "missing",
     "plan_of",
     "stale",
-    "work_folder",
 ]
-
-_HOOKS = ("container.sh", "customize.sh", "essential.sh", "layer.sh", "unpack.sh")
-_WORKSPACE = "kvedge-build-"
-_MERGED_USR = Path("/usr/share/mmdebstrap/hooks/merged-usr")
-_TMPFS = Path("/dev/shm")  # noqa: S108 - mkdtemp makes a folder of our own in it
-_TMPFS_NEEDS = 3 << 30
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +119,7 @@ def make_step(
 ) -> cache.Entry:
     """Make one step of a plan, or find it made; the step below must be there."""
     works: dict[str, Callable[[Path], dict[str, Any]]] = {
-        "root": functools.partial(_root, plan, step, progress),
+        "root": functools.partial(packaging.make_root, plan, step, progress),
         "layer": functools.partial(_layer, plan, step, store, progress),
         "disk": functools.partial(_disk, plan, step, store, progress),
         "oci": functools.partial(_oci, plan, step, store),
@@ -154,7 +144,7 @@ def plan_of(recipe: Recipe) -> planning.Plan:
         recipe,
         planning.Assets(
             overlays=_overlays(recipe),
-            hooks={name: (top / "hooks" / name).read_bytes() for name in _HOOKS},
+            hooks={name: (top / "hooks" / name).read_bytes() for name in packaging.HOOKS},
             local_packages={name: _local_digest(name, recipe.epoch) for name in sorted(wanted)},
             debs=_debs(recipe),
         ),
@@ -193,36 +183,7 @@ def _found(plan: planning.Plan, store: cache.Store) -> BuiltImage | None:
 
 def _local_digest(name: str, epoch: int) -> str:
     with tempfile.TemporaryDirectory(prefix="kvedge-deb-") as folder:
-        return cache.sha256_file(_local_package(name, Path(folder), epoch))
-
-
-def _local_package(name: str, folder: Path, epoch: int) -> Path:
-    from kvedge.edgesim import packing
-
-    makers = {"edgesim": packing.build_deb}
-    return makers[name](folder, source_date_epoch=epoch)
-
-
-def _root(
-    plan: planning.Plan, step: planning.Step, progress: Progress, folder: Path
-) -> dict[str, Any]:
-    assert step.layer is not None
-    recipe = plan.recipe
-    whole = recipe.kind == "disk"
-    with _workspace() as work:
-        hooks = work / "hooks"
-        argv = [f"--include={','.join(step.layer.packages)}"]
-        if whole:
-            argv.append(f"--essential-hook={hooks / 'essential.sh'}")
-            argv.append(f"--customize-hook={hooks / 'customize.sh'}")
-        else:
-            # The variant that unpacks without installing has no later hook.
-            argv.append(f"--extract-hook={hooks / 'container.sh'}")
-        if _MERGED_USR.is_dir():
-            argv.append(f"--hook-dir={_MERGED_USR}")
-        variant = "apt" if whole else "extract"
-        _mmdebstrap(plan, step, variant, argv, folder / "root.tar", work, progress, env={})
-    return {"layer": step.name}
+        return cache.sha256_file(packaging.local_package(name, Path(folder), epoch))
 
 
 def _layer(
@@ -232,26 +193,8 @@ def _layer(
     progress: Progress,
     folder: Path,
 ) -> dict[str, Any]:
-    assert step.layer is not None
-    with _workspace() as work:
-        hooks = work / "hooks"
-        debs = [_local_package(n, hooks, plan.recipe.epoch) for n in step.layer.local_packages]
-        # Copied, because mmdebstrap's mapped users may not look into the recipe's folder.
-        debs += [Path(shutil.copy(plan.recipe.place(path), hooks)) for path in step.layer.debs]
-        argv = [
-            "--skip=check/empty",
-            f"--setup-hook={hooks / 'unpack.sh'}",
-            f"--customize-hook={hooks / 'layer.sh'}",
-            f"--customize-hook={hooks / 'customize.sh'}",
-        ]
-        env = {
-            "KVEDGE_BASE": str(_below(store, step) / "root.tar"),
-            "KVEDGE_PACKAGES": " ".join(step.layer.packages),
-            "KVEDGE_DEBS": " ".join(str(deb) for deb in debs),
-            "KVEDGE_STAMP": "tmp/.kvedge-stamp",
-        }
-        _mmdebstrap(plan, step, "custom", argv, folder / "root.tar", work, progress, env=env)
-    return {"layer": step.name}
+    below = _below(store, step) / "root.tar"
+    return packaging.make_layer(plan, step, below, progress, folder)
 
 
 def _disk(
@@ -337,137 +280,3 @@ def _below(store: cache.Store, step: planning.Step) -> Path:
             hint="build again; a kvedge image gc may have run beside it",
         )
     return entry.path
-
-
-@contextlib.contextmanager
-def _workspace() -> Iterator[Path]:
-    """Make a folder for one program's temporary files, with the hooks in it.
-
-    mmdebstrap's mapped users read the hooks there. What a killed build left is taken away first:
-    its folder's name holds the process and when that started.
-    """
-    top = work_folder()
-    for stale in top.glob(f"{_WORKSPACE}*"):
-        pid, _, started = stale.name.removeprefix(_WORKSPACE).rpartition(".")[0].partition("-")
-        if pid.isdigit() and str(processes.start_time(int(pid))) != started:
-            _remove(stale)
-    mine = os.getpid()
-    prefix = f"{_WORKSPACE}{mine}-{processes.start_time(mine)}."
-    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=top))
-    try:
-        # Mapped users of mmdebstrap make their tree in it.
-        folder.chmod(0o1777)
-        hooks = folder / "hooks"
-        hooks.mkdir(mode=0o755)
-        source = importlib.resources.files("images") / "hooks"
-        for name in _HOOKS:
-            (hooks / name).write_bytes((source / name).read_bytes())
-            (hooks / name).chmod(0o755)
-        yield folder
-    finally:
-        _remove(folder)
-
-
-def _remove(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    if folder.exists() and os.geteuid() != 0:
-        # A killed mmdebstrap's tree belongs to the mapped users.
-        processes.run(
-            ["mmdebstrap", "--unshare-helper", "rm", "-rf", folder],
-            what="take away what a killed build left", check=False,
-        )  # fmt: skip
-
-
-def work_folder() -> Path:
-    """Return a folder for trees: memory where there is enough, which halves the time."""
-    try:
-        stat = os.statvfs(_TMPFS)
-        available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError):
-        return Path(tempfile.gettempdir())
-    room = stat.f_bavail * stat.f_frsize
-    enough = room > _TMPFS_NEEDS and available > _TMPFS_NEEDS and os.access(_TMPFS, os.W_OK)
-    return _TMPFS if enough else Path(tempfile.gettempdir())
-
-
-def _mmdebstrap(
-    plan: planning.Plan,
-    step: planning.Step,
-    variant: str,
-    extra: list[str],
-    out: Path,
-    work: Path,
-    progress: Progress,
-    *,
-    env: dict[str, str],
-) -> None:
-    recipe = plan.recipe
-    task = f"image {recipe.name}: {step.name}"
-    seen = 0
-
-    def on_line(line: str) -> None:
-        nonlocal seen
-        if line.startswith("I: ") or "Setting up" in line:
-            seen += 1
-            progress(task, seen, None, line.removeprefix("I: ")[:60])
-
-    locked = []
-    if recipe.lock:
-        preferences = work / "kvedge-lock.pref"
-        preferences.write_text(locking.preferences(recipe.lock))
-        preferences.chmod(0o644)
-        place = "etc/apt/preferences.d/kvedge-lock.pref"
-        locked = [
-            f'--setup-hook=mkdir -p "$1/etc/apt/preferences.d"; cp {preferences} "$1/{place}"',
-            f'--customize-hook=rm -f "$1/{place}"',
-        ]
-    # Copied, because apt's and mmdebstrap's own users may not look into a home.
-    archive_keys = Path(shutil.copy(sources.keyring(recipe), work))
-    archive_keys.chmod(0o644)
-    further = [one for one in recipe.sources if step.layer and one.name in step.layer.sources]
-    vendor_lines = []
-    for source in further:
-        file = work / f"{source.name}.asc"
-        file.write_bytes(sources.signing_key(source, recipe.place(source.key)))
-        file.chmod(0o644)
-        place = content.key_path(source)
-        locked.append(f'--customize-hook=mkdir -p "$1/usr/share/keyrings"; cp {file} "$1/{place}"')
-        vendor_lines.append(sources.vendor_line(source, recipe.arch, file))
-    options = ['Acquire::Languages "none"', 'APT::Install-Recommends "false"']
-    argv = [
-        "mmdebstrap",
-        f"--mode={'root' if os.geteuid() == 0 else 'unshare'}",
-        f"--variant={variant}",
-        f"--architectures={recipe.arch}",
-        "--format=tar",
-        *(f"--aptopt={one}" for one in [*options, *sources.apt_options()]),
-        *locked,
-        *extra,
-        "",
-        str(out),
-        *sources.deb_lines(recipe, archive_keys, machine=sources.configured()),
-        *vendor_lines,
-    ]
-    progress(task, 0, None, "packages")
-    processes.run(
-        argv,
-        what=f"image {recipe.name!r}, layer {step.name!r}",
-        env={
-            "SOURCE_DATE_EPOCH": str(recipe.epoch),
-            "INITRD": "No",
-            "LC_ALL": "C.UTF-8",
-            "TMPDIR": str(work),
-            **env,
-        },
-        on_line=on_line,
-        log=_log_file(recipe, step),
-    )
-    progress(task, max(seen, 1), max(seen, 1))
-
-
-def _log_file(recipe: Recipe, step: planning.Step) -> Path:
-    folder = tools.cache_dir() / "images" / "logs"
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"{recipe.name}-{step.name}.log"
-    file.unlink(missing_ok=True)
-    return file

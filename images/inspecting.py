@@ -17,6 +17,7 @@ from images import (
     disk,
     locking,
     oci,
+    packaging,
     recipe,
     registry,
     scanning,
@@ -135,7 +136,7 @@ def _pulled(reference: str) -> cache.Entry:
 def _tree(name: str) -> Iterator[trees.Tree]:
     """Open the packages' tree of a built disk, or the file system of a pulled one."""
     if registry.is_reference(name):
-        with disk.opened(_pulled(name).path / "disk.qcow2", building.work_folder()) as files:
+        with disk.opened(_pulled(name).path / "disk.qcow2", packaging.work_folder()) as files:
             yield trees.DiskTree(files)
         return
     plan = building.plan_of(recipe.load(name))
@@ -168,7 +169,7 @@ def scan_disk(file: Path) -> list[errors.Problem]:
     """
     if not file.is_file():
         raise errors.KvedgeError(f"no disk at {str(file)!r}", hint="only images of disks boot")
-    with disk.opened(file, building.work_folder()) as files:
+    with disk.opened(file, packaging.work_folder()) as files:
         return scanning.scan(trees.DiskTree(files))
 
 

@@ -8,7 +8,8 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from images import oci
-from images.registry_client import Client, Reference
+from images.registry_client import Client
+from images.registry_login import Reference
 from kvedge import errors
 from kvedge.progress import silent
 

@@ -1,34 +1,32 @@
 """One connection to one repository of an OCI registry (distribution-spec v1.1).
 
 Knows requests, logins, what passes and is tried again, and broken transfers that go on where they
-stopped; `images.registry` knows images. Credentials are docker's own (`~/.docker/config.json`).
+stopped; `images.registry` knows images, `images.registry_login` credentials.
 """
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import dataclasses
 import email.utils
 import hashlib
 import http.client
 import json
-import os
-import re
 import ssl
 import time
 import urllib.parse
 import urllib.request
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from images import oci
+from images import oci, registry_login
 from kvedge import errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
-__all__ = ["Client", "Reference", "credentials"]
+    from images.registry_login import Reference
+
+__all__ = ["Client"]
 
 _ATTEMPTS = 5
 _CHUNK = 1 << 20
@@ -37,43 +35,6 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _LIMIT_SECONDS = 60.0
 _DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 _DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Reference:
-    """Where an image is."""
-
-    host: str
-    """With port if there is one."""
-    repository: str
-    tag: str = ""
-    digest: str = ""
-
-    def __str__(self) -> str:
-        """Return it as people write it."""
-        tag = f":{self.tag}" if self.tag else ""
-        return f"{self.host}/{self.repository}{tag}" + (f"@{self.digest}" if self.digest else "")
-
-
-def credentials(host: str, *, config: Path | None = None) -> tuple[str, str] | None:
-    """Return user and password of a registry from docker's configuration."""
-    folder = Path(os.environ.get("DOCKER_CONFIG", Path.home() / ".docker"))
-    file = config or folder / "config.json"
-    try:
-        raw = json.loads(file.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as cause:
-        raise errors.KvedgeError(f"cannot read {str(file)!r}: {cause}") from cause
-    entry = raw.get("auths", {}).get(host) or raw.get("auths", {}).get(f"https://{host}")
-    if not entry:
-        return None
-    if "auth" in entry:
-        user, _, password = base64.b64decode(entry["auth"]).decode().partition(":")
-        return user, password
-    if "username" in entry:
-        return entry["username"], entry.get("password", "")
-    return None
 
 
 class Client:
@@ -334,44 +295,13 @@ class Client:
         return answer.status, {k.lower(): v for k, v in answer.getheaders()}, data
 
     def _login(self, challenge: str) -> bool:
-        known = credentials(self._where.host)
-        basic = ""
-        if known:
-            basic = "Basic " + base64.b64encode(f"{known[0]}:{known[1]}".encode()).decode()
-        kind, _, rest = challenge.partition(" ")
-        if kind.lower() == "basic":
-            fresh = basic
-        elif kind.lower() == "bearer":
-            fresh = self._token(dict(re.findall(r'(\w+)="([^"]*)"', rest)), basic)
-        else:
-            fresh = ""
+        """Answer a challenge; return whether there is something new to try."""
+        fresh = registry_login.authorization(
+            challenge, self._where, doing=self._doing, context=self._context
+        )
         changed = bool(fresh) and fresh != self._authorization
         self._authorization = fresh
         return changed
-
-    def _token(self, ask: dict[str, str], basic: str) -> str:
-        realm = urllib.parse.urlsplit(ask.get("realm", ""))
-        actions = "pull" if self._doing.startswith("pull") else "pull,push"
-        scope = ask.get("scope") or f"repository:{self._where.repository}:{actions}"
-        query = urllib.parse.urlencode({"service": ask.get("service", ""), "scope": scope})
-        kind = http.client.HTTPSConnection if realm.scheme == "https" else None
-        if kind is None:
-            raise errors.Unauthorized(
-                f"{self._doing} {self._where}",
-                status=401,
-                details=f"token realm {realm.geturl()!r}",
-            )
-        with contextlib.closing(
-            kind(realm.netloc, timeout=_LIMIT_SECONDS, context=self._context)
-        ) as connection:
-            headers = {"Authorization": basic} if basic else {}
-            connection.request("GET", f"{realm.path}?{query}", headers=headers)
-            answer = connection.getresponse()
-            data = answer.read()
-        if answer.status != 200:
-            return ""
-        found = json.loads(data)
-        return f"Bearer {found.get('token') or found.get('access_token', '')}"
 
     def _check(
         self,

@@ -14,7 +14,17 @@ from pathlib import Path
 import pytest
 
 import images
-from images import building, cache, inspecting, locking, recipe, relocking, scanning, trees
+from images import (
+    building,
+    cache,
+    inspecting,
+    locking,
+    packaging,
+    recipe,
+    relocking,
+    scanning,
+    trees,
+)
 from kvedge import errors, processes, tools
 
 ROOT = Path(__file__).parents[3]
@@ -36,7 +46,7 @@ def _digest(entry):
 
 def _workspaces():
     mine = f"kvedge-build-{os.getpid()}-"
-    return [path for path in building.work_folder().glob("kvedge-build-*") if mine in path.name]
+    return [path for path in packaging.work_folder().glob("kvedge-build-*") if mine in path.name]
 
 
 def test_a_second_build_is_a_hit(base):
@@ -85,7 +95,7 @@ def test_a_killed_build_is_completed_by_the_next(tmp_path):
     )
     mark = f"kvedge-build-{child.pid}-"
     deadline = time.monotonic() + 120
-    while not [one for one in building.work_folder().glob(f"{mark}*/*") if one.name != "hooks"]:
+    while not [one for one in packaging.work_folder().glob(f"{mark}*/*") if one.name != "hooks"]:
         assert child.poll() is None, (tmp_path / "log").read_text()
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -94,7 +104,7 @@ def test_a_killed_build_is_completed_by_the_next(tmp_path):
     store = cache.Store(tmp_path)
     entry = building.build_base(BASE, store=store)
     assert store.verify(entry)
-    assert list(building.work_folder().glob(f"{mark}*")) == []
+    assert list(packaging.work_folder().glob(f"{mark}*")) == []
 
 
 class _Garbage:

@@ -8,6 +8,7 @@ import threading
 
 import pytest
 
+import images
 from images import cache, inspecting, oci, pulling, registry
 from kvedge import errors, processes
 
@@ -42,6 +43,25 @@ def test_what_was_pushed_comes_back(registry_, layout, store):
     assert [one["artifactType"] for one in attached] == ["application/spdx+json"]
     again = registry.push(pulled.layout, f"{host}/kvedge/copied", ca_file=ca)
     assert again.endswith(layout.digest)
+
+
+@pytest.mark.timeout(600)
+def test_a_pulled_disk_is_looked_into_like_a_built_one(registry_, tmp_path, monkeypatch):
+    """Scan, packages and the guest's schema come from the very disk, with no recipe at hand."""
+    host, ca = registry_
+    built = images.build("debian-12-edge")
+    packages = inspecting.packages_of("debian-12-edge")
+    schema = inspecting.schema("debian-12-edge")
+    where = registry.push(built.layout, f"{host}/kvedge/edge", ca_file=ca)
+    monkeypatch.setenv("KVEDGE_CACHE", str(tmp_path / "cache"))
+    pulling.pull(where, ca_file=ca)
+    assert inspecting.scan(where) == []
+    assert inspecting.packages_of(where) == packages
+    assert inspecting.schema(where) == schema
+    assert [one["type"] for one in inspecting.inspect(where)["attached"]] == [
+        "application/spdx+json",
+        "application/vnd.in-toto+json",
+    ]
 
 
 def test_an_image_that_is_not_there(registry_, store):
