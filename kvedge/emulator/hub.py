@@ -18,7 +18,9 @@ from kvedge.emulator.jobs import Jobs
 from kvedge.emulator.mqtt.sessions import Services
 from kvedge.emulator.presence import Presence
 from kvedge.emulator.provisioning import Provisioning
+from kvedge.emulator.rest.enrolling import EnrollingHandlers
 from kvedge.emulator.rest.handlers import Handlers
+from kvedge.emulator.rest.own import OwnHandlers
 from kvedge.emulator.store import Store
 
 if TYPE_CHECKING:
@@ -135,23 +137,33 @@ class Hub:
         )
         telemetry = messaging.Telemetry(store)
         commands = messaging.Commands(store, presence)
-        handlers = Handlers(
-            store=store,
-            presence=presence,
-            registry=identities,
-            twins=known_twins,
-            queries=queries,
-            known_configurations=Configurations(
-                store, self._engine.configurations_changed, limit=settings.deployments
+        handlers = (
+            Handlers(
+                store=store,
+                presence=presence,
+                registry=identities,
+                twins=known_twins,
+                queries=queries,
+                known_configurations=Configurations(
+                    store, self._engine.configurations_changed, limit=settings.deployments
+                ),
+                engine=self._engine,
+                commands=commands,
+                faults=self._faults,
+                jobs=jobs,
             ),
-            engine=self._engine,
-            telemetry=telemetry,
-            commands=commands,
-            faults=self._faults,
-            jobs=jobs,
-            provisioning=provisioning,
-            authorities=authorities,
-            chain_of=tls.chain_of,
+            EnrollingHandlers(provisioning, tls.chain_of),
+            OwnHandlers(
+                store=store,
+                presence=presence,
+                registry=identities,
+                engine=self._engine,
+                telemetry=telemetry,
+                commands=commands,
+                knobs=self._faults,
+                provisioning=provisioning,
+                authorities=authorities,
+            ),
         )
         services = Services(
             store=store,

@@ -14,11 +14,10 @@ from kvedge.emulator.access import Caller
 from kvedge.emulator.rest import routes
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from kvedge.emulator.access import Access
     from kvedge.emulator.clientcerts import Chain, ServerTls
-    from kvedge.emulator.rest.handlers import Handlers
     from kvedge.emulator.store import Store
 
 __all__ = ["EMULATOR_HEADER", "HttpsServer"]
@@ -37,7 +36,7 @@ class HttpsServer:
 
     def __init__(
         self,
-        handlers: Handlers,
+        handlers: Iterable[object],
         access: Access,
         store: Store,
         tls: ServerTls,
@@ -48,11 +47,12 @@ class HttpsServer:
         """Make a server.
 
         Args:
+            handlers: objects that have a method for each route's name.
             admit: asked before each operation; may delay or refuse it.
             serve_mqtt: takes over a client that speaks MQTT over WebSocket.
             patience_seconds: for a handshake or a body; an idle connection has five times as long.
         """
-        self._handlers = handlers
+        self._handlers = tuple(handlers)
         self._access = access
         self._store = store
         self._tls = tls
@@ -102,7 +102,9 @@ class HttpsServer:
             await self._runner.cleanup()
 
     def _serving(self, route: routes.Route) -> Callable[[web.Request], Awaitable[web.Response]]:
-        handler = getattr(self._handlers, route.name)
+        handler = next(
+            found for item in self._handlers if (found := getattr(item, route.name, None))
+        )
 
         async def serve(request: web.Request) -> web.Response:
             caller = self._caller(request) if route.right else Caller()
