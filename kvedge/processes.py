@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["arun", "popen", "run", "start_time"]
+__all__ = ["arun", "attached", "popen", "run", "start_time"]
 
 _TAIL_LINES = 25
 
@@ -131,6 +131,21 @@ def _run_streaming(
             if killer:
                 killer.cancel()
     return code, "".join(kept)
+
+
+def attached(argv: Sequence[str | Path]) -> int:
+    """Run a program on this process's own terminal and streams; return its exit code.
+
+    Raises:
+        ToolMissing: the program is not there.
+    """
+    words = [str(word) for word in argv]
+    try:
+        return subprocess.run(words, check=False).returncode
+    except FileNotFoundError as cause:
+        raise errors.ToolMissing(
+            words[0], f"program {words[0]!r} not found", hint=f"install {words[0]}"
+        ) from cause
 
 
 async def arun(

@@ -5,17 +5,17 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import io
 import os
 import select
 import shutil
-import signal
 import socket
-import sys
 import time
 from typing import TYPE_CHECKING
 
-from kvedge import errors, kube, names
-from kvedge.access import tunnels
+from kvedge import errors
+from kvedge.access import terminals, tunnels
+from kvedge.access.targets import tcp
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -24,32 +24,14 @@ if TYPE_CHECKING:
 
     import paramiko
 
+    from kvedge import kube
     from kvedge.access.targets import Target
 
-__all__ = ["Session", "connect", "host_key"]
+__all__ = ["Session", "connect", "fingerprint"]
 
-HOST_KEY_ANNOTATION = f"{names.ANNOTATION}/host-key"
-_PORT = 22
+_SSH = tcp(22)
 _PAUSE = 0.5
 _BUFFER = 32768
-
-
-async def host_key(client: kube.Client, target: Target) -> str:
-    """Return the VM's public host key (`ssh-ed25519 AAAA…`) from its annotation.
-
-    Raises:
-        KvedgeError: the VM carries none, so that its identity cannot be checked.
-    """
-    vm = await client.get(
-        f"/apis/kubevirt.io/v1/namespaces/{target.namespace}/virtualmachines/{target.name}"
-    )
-    found = (vm["metadata"].get("annotations") or {}).get(HOST_KEY_ANNOTATION, "")
-    if not found:
-        raise errors.KvedgeError(
-            f"VM {target.name!r} has no annotation {HOST_KEY_ANNOTATION!r}",
-            hint="give its public key with --host-key, or provision it with kvedge up",
-        )
-    return found
 
 
 class Session:
@@ -73,10 +55,23 @@ class Session:
         return _carry(channel, stdin, stdout, stderr)
 
     def output(self, command: str, *, timeout: float = 60) -> tuple[int, str, str]:
-        """Run a command and return its exit code, output and error output."""
-        _, out, err = self._client.exec_command(command, timeout=timeout)
-        text, error = out.read().decode(errors="replace"), err.read().decode(errors="replace")
-        return out.channel.recv_exit_status(), text, error
+        """Run a command and return its exit code, output and error output.
+
+        Raises:
+            TimeoutError: it was still running after so many seconds; it is hung up on.
+        """
+        out, err = io.BytesIO(), io.BytesIO()
+        channel = self._open(tty=False)
+        try:
+            channel.exec_command(command)
+            code = _carry(channel, None, out, err, seconds=timeout)
+        finally:
+            channel.close()
+        return (
+            code,
+            out.getvalue().decode(errors="replace"),
+            err.getvalue().decode(errors="replace"),
+        )
 
     def shell(self) -> int:
         """Hand the terminal over to a login shell; returns its exit code."""
@@ -107,14 +102,17 @@ def connect(
     target: Target,
     *,
     public_host_key: str,
+    address: tuple[str, int] | None = None,
     identities: Sequence[Path] = (),
     deadline_seconds: float = 60,
 ) -> Generator[Session, None]:
-    """Log in through the Kubernetes API.
+    """Log in through the Kubernetes API, or straight at an address.
 
-    A guest that is still booting is tried again until the deadline (seconds).
+    A guest that is still booting is tried again until the deadline (seconds). The host key is the
+    same on every way.
 
     Args:
+        address: host and port to dial instead of asking the Kubernetes API.
         public_host_key: what the guest must prove to hold, as one line of a .pub file.
         identities: private keys to offer; without any, the ssh agent's are.
 
@@ -128,7 +126,10 @@ def connect(
     while True:
         with contextlib.ExitStack() as stack:
             try:
-                sock = stack.enter_context(tunnels.local_socket(config, target, _PORT))
+                if address:
+                    sock = stack.enter_context(socket.create_connection(address, timeout=15))
+                else:
+                    sock = stack.enter_context(tunnels.local_socket(config, target, _SSH))
                 client = stack.enter_context(paramiko.SSHClient())
                 _pin(client, target, public_host_key)
                 client.connect(
@@ -144,8 +145,8 @@ def connect(
                 )
             except paramiko.BadHostKeyException as cause:
                 raise errors.KvedgeError(
-                    f"host key of {target.alias!r} is {_fingerprint(cause.key.get_base64())}, "
-                    f"expected {_fingerprint(cause.expected_key.get_base64())}",
+                    f"host key of {target.alias!r} is {fingerprint(cause.key.get_base64())}, "
+                    f"expected {fingerprint(cause.expected_key.get_base64())}",
                     hint="someone may be in between; if the key was rotated, run kvedge up",
                 ) from cause
             except paramiko.AuthenticationException as cause:
@@ -155,10 +156,12 @@ def connect(
                     hint="name a key with -i, or add its public half to the VM's keys",
                 ) from cause
             except (paramiko.SSHException, EOFError, OSError, errors.RemoteError) as cause:
+                if isinstance(cause, errors.RemoteError) and cause.status == 403:
+                    raise
                 if time.monotonic() > end:
                     raise errors.KvedgeError(
                         f"no ssh from {target.alias!r} within {deadline_seconds:g} s: {cause}",
-                        hint=f"look at its console: virtctl console {target.name}",
+                        hint=f"look at it: kvedge console {target.name}.{target.namespace}",
                     ) from cause
             else:
                 yield Session(client)
@@ -177,15 +180,22 @@ def _pin(client: paramiko.SSHClient, target: Target, public: str) -> None:
     client.get_host_keys().add(target.alias, words[0], key)
 
 
-def _fingerprint(base64_key: str) -> str:
+def fingerprint(base64_key: str) -> str:
+    """Return a public key's fingerprint as OpenSSH shows it."""
     digest = hashlib.sha256(base64.b64decode(base64_key)).digest()
     return "SHA256:" + base64.b64encode(digest).decode().rstrip("=")
 
 
 def _carry(
-    channel: paramiko.Channel, stdin: BinaryIO | None, stdout: BinaryIO, stderr: BinaryIO
+    channel: paramiko.Channel,
+    stdin: BinaryIO | None,
+    stdout: BinaryIO,
+    stderr: BinaryIO,
+    *,
+    seconds: float | None = None,
 ) -> int:
     """Carry a command's streams until it ends."""
+    end = time.monotonic() + seconds if seconds is not None else None
     if stdin is None:
         channel.shutdown_write()
     while True:
@@ -198,52 +208,24 @@ def _carry(
             else:
                 channel.shutdown_write()
                 stdin = None
-        ended = channel.exit_status_ready()
+        ended = channel.closed or channel.eof_received
         while channel.recv_ready():
             stdout.write(channel.recv(_BUFFER))
         while channel.recv_stderr_ready():
             stderr.write(channel.recv_stderr(_BUFFER))
         stdout.flush()
         stderr.flush()
-        if (ended or channel.closed or channel.eof_received) and not (
-            channel.recv_ready() or channel.recv_stderr_ready()
-        ):
+        # What was sent before the end is in the buffers once the end is seen.
+        if ended and not (channel.recv_ready() or channel.recv_stderr_ready()):
             break
+        if end is not None and time.monotonic() > end:
+            raise TimeoutError(f"the command had no end within {seconds:g} s")
     code = channel.recv_exit_status()
     return 255 if code < 0 else code
 
 
 def _interact(channel: paramiko.Channel) -> int:
-    """Join a terminal to a channel; window changes follow, the terminal is restored after."""
-    import termios
-    import tty
-
-    handle = sys.stdin.fileno()
-    saved = termios.tcgetattr(handle)
-
-    def resize(*_: object) -> None:
-        size = shutil.get_terminal_size()
-        with contextlib.suppress(OSError, socket.error):
-            channel.resize_pty(size.columns, size.lines)
-
-    old = signal.signal(signal.SIGWINCH, resize)
-    try:
-        tty.setraw(handle)
-        while True:
-            ready, _, _ = select.select([channel, handle], [], [])
-            if channel in ready:
-                data = channel.recv(_BUFFER)
-                if not data:
-                    break
-                sys.stdout.buffer.write(data)
-                sys.stdout.buffer.flush()
-            if handle in ready:
-                typed = os.read(handle, _BUFFER)
-                if not typed:
-                    break
-                channel.sendall(typed)
-    finally:
-        termios.tcsetattr(handle, termios.TCSADRAIN, saved)
-        signal.signal(signal.SIGWINCH, old)
+    """Join the terminal to a channel and return its exit code."""
+    terminals.join(channel, resize=channel.resize_pty)
     code = channel.recv_exit_status()
     return 255 if code < 0 else code

@@ -1,6 +1,6 @@
-"""A port of a guest as a byte stream, through the API server's websocket (KubeVirt portforward).
+"""A guest's port, console or screen as a byte stream, through the API server's websocket.
 
-virt-api dials the guest itself, so only the Kubernetes API has to be reachable from here.
+KubeVirt reaches the guest by itself, so only the Kubernetes API has to be reachable from here.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from kvedge import errors, kube
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Generator
 
-    from kvedge.access.targets import Target
+    from kvedge.access.targets import Channel, Target
 
 __all__ = ["forward", "local_socket", "serve_stdio"]
 
@@ -31,10 +31,11 @@ _CHUNK = 10240
 
 @contextlib.asynccontextmanager
 async def _websocket(
-    client: kube.Client, target: Target, port: int
+    client: kube.Client, target: Target, channel: Channel
 ) -> AsyncGenerator[aiohttp.ClientWebSocketResponse, None]:
     """Open the websocket, with the server's own words when it refuses."""
-    path = target.portforward_path(port)
+    path = target.path(channel)
+    attempt = f"reach the {channel.name} of {target.alias!r}"
     url = client.config.server + path
     try:
         async with client.session.ws_connect(
@@ -47,18 +48,16 @@ async def _websocket(
             await client.get(path)
         except errors.RemoteError as told:
             raise type(told)(
-                f"reach port {port} of {target.alias!r}",
+                attempt,
                 status=told.status,
                 reason=told.reason,
                 details=told.details,
                 hint=f"is the VM running? kubectl get vmi {target.name} -n {target.namespace}",
             ) from cause
-        raise errors.RemoteError(
-            f"reach port {port} of {target.alias!r}", status=cause.status, details=cause.message
-        ) from cause
+        raise errors.RemoteError(attempt, status=cause.status, details=cause.message) from cause
     except aiohttp.ClientError as cause:
         raise errors.RemoteError(
-            f"reach port {port} of {target.alias!r}",
+            attempt,
             reason="Unreachable",
             details=str(cause),
             hint=f"is the cluster of {client.config.source} running?",
@@ -97,8 +96,8 @@ async def _pump(
             await stream.close()
 
 
-async def serve_stdio(client: kube.Client, target: Target, port: int) -> None:
-    """Join this process's stdin and stdout to the guest's port (for OpenSSH's ProxyCommand)."""
+async def serve_stdio(client: kube.Client, target: Target, channel: Channel) -> None:
+    """Join this process's stdin and stdout to the channel (for OpenSSH's ProxyCommand)."""
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin.buffer)
@@ -109,15 +108,19 @@ async def serve_stdio(client: kube.Client, target: Target, port: int) -> None:
         while view:
             view = view[os.write(out, view) :]
 
-    async with _websocket(client, target, port) as stream:
+    async with _websocket(client, target, channel) as stream:
         await _pump(stream, reader, write, lambda: None)
 
 
 @contextlib.asynccontextmanager
 async def forward(
-    client: kube.Client, target: Target, port: int, *, local: tuple[str, int] = ("127.0.0.1", 0)
+    client: kube.Client,
+    target: Target,
+    channel: Channel,
+    *,
+    local: tuple[str, int] = ("127.0.0.1", 0),
 ) -> AsyncGenerator[int, None]:
-    """Listen on a local address and carry each connection to the guest's port; yields our port.
+    """Listen on a local address and carry each connection to the channel; yields our port.
 
     Raises:
         KvedgeError: the local address is taken.
@@ -125,7 +128,7 @@ async def forward(
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            async with _websocket(client, target, port) as stream:
+            async with _websocket(client, target, channel) as stream:
                 await _pump(stream, reader, writer.write, writer.drain)
         except (errors.RemoteError, ConnectionError, ExceptionGroup) as error:
             print(f"error: {error}", file=sys.stderr)  # noqa: T201 - one connection failed, the others go on
@@ -143,8 +146,10 @@ async def forward(
 
 
 @contextlib.contextmanager
-def local_socket(config: kube.Config, target: Target, port: int) -> Generator[socket.socket, None]:
-    """Give blocking code (paramiko) a socket whose other end is the guest's port.
+def local_socket(
+    config: kube.Config, target: Target, channel: Channel
+) -> Generator[socket.socket, None]:
+    """Give blocking code (paramiko) a socket whose other end is the channel.
 
     The websocket lives on an event loop of a thread of its own; its error, if the API server
     refuses, is raised when the socket's user sees the end of the stream and leaves the context.
@@ -158,7 +163,7 @@ def local_socket(config: kube.Config, target: Target, port: int) -> Generator[so
         try:
             async with (
                 kube.Client(config) as client,
-                _websocket(client, target, port) as stream,
+                _websocket(client, target, channel) as stream,
             ):
                 opened.set()
                 await _pump(stream, reader, writer.write, writer.drain)

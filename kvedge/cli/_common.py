@@ -15,17 +15,23 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Sequence
 
+    from kvedge import iothub
     from kvedge.progress import Progress
 
 __all__ = [
     "emit",
+    "hub_ca_file",
+    "hub_from_environment",
+    "identity_option",
     "kubeconfig_option",
     "load_environment",
     "namespace_option",
     "output_option",
     "progress_bars",
     "site_directory",
+    "site_identities",
     "table",
+    "via_option",
 ]
 
 output_option = click.option(
@@ -42,6 +48,20 @@ kubeconfig_option = click.option(
     envvar="KVEDGE_KUBECONFIG",
     help="Cluster to talk to; the local site's or KUBECONFIG's by default.",
 )
+via_option = click.option(
+    "--via",
+    type=click.Choice(["api", "address"]),
+    default="api",
+    show_default=True,
+    help="Way: the Kubernetes API, or the VM's LoadBalancer address.",
+)
+identity_option = click.option(
+    "-i",
+    "--identity",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    multiple=True,
+    help="Private key; the local site's by default.",
+)
 namespace_option = click.option("-n", "--namespace", help="Namespace; the context's by default.")
 
 
@@ -51,6 +71,12 @@ def site_directory(name: str | None = None) -> Path:
     if state and name in (None, named):
         return Path(state)
     return Path(".kvedge").absolute() / (name or named or "dev")
+
+
+def site_identities(given: Sequence[Path] = ()) -> list[Path]:
+    """Return the private keys to offer: those given, else the local site's if there is one."""
+    own = site_directory() / "keys" / "id_ed25519"
+    return list(given) or ([own] if own.exists() else [])
 
 
 def load_environment(name: str | None = None) -> bool:
@@ -75,6 +101,36 @@ def load_environment(name: str | None = None) -> bool:
             else:
                 os.environ.setdefault(key, value)
     return True
+
+
+def hub_ca_file() -> Path | None:
+    """Return the file with the authority of the hub's certificate, if one is named."""
+    named = os.environ.get("KVEDGE_HUB_CA_FILE")
+    return Path(named) if named else None
+
+
+def hub_from_environment(*, backoff: iothub.Backoff | None = None) -> iothub.Hub | None:
+    """Return the hub of KVEDGE_HUB_CONNECTION_STRING_FILE; None if none is named.
+
+    Raises:
+        KvedgeError: the file is not there or holds no connection string.
+    """
+    from kvedge import errors, iothub
+    from kvedge.redact import Secret
+
+    named = os.environ.get("KVEDGE_HUB_CONNECTION_STRING_FILE")
+    if not named:
+        return None
+    try:
+        text = Path(named).read_text(encoding="utf-8")
+    except OSError as cause:
+        raise errors.KvedgeError(
+            f"cannot read the hub's connection string from {named!r}: {cause.strerror}",
+            hint="KVEDGE_HUB_CONNECTION_STRING_FILE names the file",
+        ) from cause
+    return iothub.Hub.from_connection_string(
+        Secret(text.strip()), ca_file=hub_ca_file(), backoff=backoff
+    )
 
 
 def emit(data: Any) -> None:

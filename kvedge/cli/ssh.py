@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import shlex
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from kvedge.cli import _common
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["port_forward", "ssh"]
 
@@ -17,39 +21,52 @@ __all__ = ["port_forward", "ssh"]
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.argument("target")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
-@click.option("-i", "--identity", type=click.Path(path_type=Path, exists=True, dir_okay=False),
-              multiple=True, help="Private key; the local site's by default.")  # fmt: skip
+@_common.identity_option
 @click.option("-l", "--user", default="", help="User to log in as (default: edge).")
 @click.option("-t", "--tty", is_flag=True, help="Give the command a terminal.")
 @click.option("--host-key", default="", help="Public host key to expect (default: the VM's own).")
 @click.option("--wait", default=60.0, show_default=True, help="Seconds to try a booting VM.")
+@_common.via_option
 @_common.namespace_option
 @_common.kubeconfig_option
-def ssh(target, command, identity, user, tty, host_key, wait, namespace, kubeconfig) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
-    """Log in to TARGET ([user@]NAME, vm/NAME or vm/NAME/NAMESPACE), or run COMMAND there.
+def ssh(
+    target: str,
+    command: tuple[str, ...],
+    identity: tuple[Path, ...],
+    user: str,
+    tty: bool,
+    host_key: str,
+    wait: float,
+    via: str,
+    namespace: str | None,
+    kubeconfig: Path | None,
+) -> None:
+    """Log in to TARGET ([user@]NAME, NAME.NAMESPACE or vm/NAME/NAMESPACE), or run COMMAND there.
 
-    The way leads through the Kubernetes API; the host key is the one that was pinned when the VM
-    was provisioned. Options come before TARGET; what follows it is the command.
+    The way leads through the Kubernetes API or to the VM's address; on both, the host key is the
+    one that was pinned when the VM was provisioned. Options come before TARGET; what follows it is
+    the command.
     """
     from kvedge import access, kube
-    from kvedge.access import sessions
 
     _common.load_environment()
     config = kube.load_config(kubeconfig)
-    found = access.parse_target(target, namespace=namespace or config.namespace, user=user)
-    if not host_key:
+    wanted = access.parse_target(target, namespace=namespace or config.namespace, user=user)
 
-        async def ask() -> str:
-            async with kube.Client(config) as client:
-                return await sessions.host_key(client, found)
+    async def ask() -> access.Guest:
+        async with kube.Client(config) as client:
+            return await access.find_guest(client, wanted)
 
-        host_key = asyncio.run(ask())
-    keys = list(identity)
-    own = _common.site_directory() / "keys" / "id_ed25519"
-    if not keys and own.exists():
-        keys = [own]
+    guest = asyncio.run(ask())
+    if host_key:
+        guest = dataclasses.replace(guest, host_key=host_key)
     with access.connect(
-        config, found, public_host_key=host_key, identities=keys, deadline_seconds=wait
+        config,
+        wanted,
+        public_host_key=guest.pinned_key(),
+        address=guest.service() if via == "address" else None,
+        identities=_common.site_identities(identity),
+        deadline_seconds=wait,
     ) as session:
         line = " ".join(command) if len(command) == 1 else shlex.join(command)
         if not command:
@@ -94,14 +111,14 @@ def port_forward(target, ports, address, stdio, namespace, kubeconfig) -> None: 
     async def serve() -> None:
         async with kube.Client(config) as client:
             if stdio:
-                await access.serve_stdio(client, found, pairs[0][1])
+                await access.serve_stdio(client, found, access.tcp(pairs[0][1]))
                 return
             import contextlib
 
             async with contextlib.AsyncExitStack() as stack:
                 for local, remote in pairs:
                     port = await stack.enter_async_context(
-                        access.forward(client, found, remote, local=(address, local))
+                        access.forward(client, found, access.tcp(remote), local=(address, local))
                     )
                     click.echo(f"Forwarding from {address}:{port} -> {remote}")
                 await asyncio.Event().wait()

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Config", "load_config"]
 
 _SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _TOKEN_SECONDS = 60.0
 """How long a token file's content is used before it is read again (as client-go does)."""
 
@@ -61,8 +62,7 @@ def load_config(kubeconfig: Path | None = None, context: str | None = None) -> C
         else:
             kubeconfig = Path.home() / ".kube" / "config"
     try:
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        document = yaml.load(kubeconfig.read_text("utf-8"), loader)  # noqa: S506 - a safe one
+        document = yaml.load(kubeconfig.read_text("utf-8"), _LOADER)  # noqa: S506 - a safe one
     except OSError as cause:
         raise errors.KvedgeError(
             f"cannot read kubeconfig {str(kubeconfig)!r}: {cause.strerror or cause}",
@@ -105,6 +105,31 @@ def _token_file(path: Path) -> Callable[[], str | None]:
     return read
 
 
+def _written_token(path: Path, user: str, first: str | None) -> Callable[[], str | None]:
+    """Read a kubeconfig's token again when the file changes: Arc's proxy writes new ones."""
+    kept, seen = first, _changed(path)
+
+    def read() -> str | None:
+        nonlocal kept, seen
+        if first is not None and (now := _changed(path)) not in (seen, 0):
+            try:
+                document = yaml.load(path.read_text("utf-8"), _LOADER)  # noqa: S506 - a safe one
+                kept = _named(document or {}, "users", "user", user, path).get("token", kept)
+            except (OSError, yaml.YAMLError, errors.KvedgeError):
+                return kept  # it is being written
+            seen = now
+        return kept
+
+    return read
+
+
+def _changed(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
 def _from_document(document: dict[str, Any], path: Path, context: str | None) -> Config:
     chosen = context or document.get("current-context") or ""
     ctx = _named(document, "contexts", "context", chosen, path)
@@ -119,9 +144,10 @@ def _from_document(document: dict[str, Any], path: Path, context: str | None) ->
             f"kubeconfig {str(path)!r}: context {chosen!r} has a cluster without a server",
             hint="kubectl config set-cluster NAME --server URL",
         )
-    token: Callable[[], str | None] = lambda: user.get("token")  # noqa: E731
     if user.get("tokenFile"):
         token = _token_file(path.parent / user["tokenFile"])
+    else:
+        token = _written_token(path, ctx.get("user", ""), user.get("token"))
     try:
         tls = _ssl_context(cluster, user, path) if server.startswith("https:") else None
     except (OSError, ssl.SSLError, binascii.Error) as cause:

@@ -3,7 +3,7 @@
 Reads only. Which finding is a problem and what mends it is decided here; how it is printed is not.
 """
 
-from kvedge.survey.machine import Finding, check_cluster, check_machine
+from kvedge.survey.findings import Finding
 from kvedge.survey.fleet import Fleet, PodRow, VmRow, read_fleet
 
 __all__ = [
@@ -11,7 +11,5 @@ __all__ = [
     "Fleet",
     "PodRow",
     "VmRow",
-    "check_cluster",
-    "check_machine",
     "read_fleet",
 ]

@@ -1,19 +1,19 @@
-"""Checks of this machine and of a cluster; each finding says what mends it."""
+"""Checks of this machine: what the local site and image builds need."""
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from kvedge import errors, kube, processes, tools
+from kvedge import errors, processes, tools
+from kvedge.survey.findings import Finding
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["Finding", "check_cluster", "check_machine"]
+__all__ = ["check_machine"]
 
 _DISK_GIB = 25
 """A cold build of all programs leaves 15 GiB for a while, images and disks take the rest."""
@@ -30,17 +30,6 @@ _PROGRAMS = {
     "ip": "iproute2",
     "unshare": "util-linux",
 }
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """The outcome of one check."""
-
-    check: str
-    state: Literal["ok", "warn", "fail"]
-    found: str
-    fix: str = ""
-    """The next act; empty if nothing is to be done."""
 
 
 def check_machine() -> list[Finding]:
@@ -158,45 +147,3 @@ def _built() -> Finding:
             fix="kvedge tools build (18 minutes on two cores; make demo does it by itself)",
         )
     return Finding(check="tools", state="ok", found="all there")
-
-
-async def check_cluster(client: kube.Client) -> list[Finding]:
-    """Check a cluster for what environments need: KubeVirt, CDI, a storage class, rights."""
-    try:
-        version = (await client.get("/version"))["gitVersion"]
-    except errors.RemoteError as error:
-        return [Finding(check="cluster", state="fail", found=error.message, fix=error.hint)]
-    findings = [Finding(check="cluster", state="ok", found=f"{client.config.server} {version}")]
-    for group, what, fix in (
-        ("kubevirt.io/v1", "KubeVirt", "install KubeVirt 1.5 or later"),
-        ("cdi.kubevirt.io/v1beta1", "CDI", "install the Containerized Data Importer"),
-        ("subresources.kubevirt.io/v1", "virt-api", "is virt-api running? kubectl get apiservices"),
-    ):
-        try:
-            await client.get(f"/apis/{group}")
-        except errors.RemoteError as error:
-            found = "not served" if isinstance(error, errors.NotFound) else error.message
-            findings.append(Finding(check=what, state="fail", found=found, fix=fix))
-        else:
-            findings.append(Finding(check=what, state="ok", found=f"{group} is served"))
-    findings.append(await _storage(client))
-    return findings
-
-
-async def _storage(client: kube.Client) -> Finding:
-    classes = (await client.get("/apis/storage.k8s.io/v1/storageclasses"))["items"]
-    marks = (
-        "storageclass.kubevirt.io/is-default-virt-class",
-        "storageclass.kubernetes.io/is-default-class",
-    )
-    for item in classes:
-        annotations = item["metadata"].get("annotations") or {}
-        if any(annotations.get(mark) == "true" for mark in marks):
-            name = item["metadata"]["name"]
-            return Finding(check="storage class", state="ok", found=f"default is {name!r}")
-    return Finding(
-        check="storage class",
-        state="warn",
-        found=f"{len(classes)} classes, none is the default",
-        fix="name one in the settings (storage.className) or annotate a default",
-    )

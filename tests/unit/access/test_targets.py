@@ -23,8 +23,16 @@ def test_short_form_takes_defaults():
     assert (target.user, target.kind, target.namespace) == ("edge", "vm", "plant")
 
 
+@given(labels, labels, labels)
+def test_dotted_form_names_the_namespace(user, name, namespace):
+    """`user@NAME.NAMESPACE` is `user@vm/NAME/NAMESPACE`."""
+    target = access.parse_target(f"{user}@{name}.{namespace}", namespace="other")
+    assert (target.user, target.name, target.namespace) == (user, name, namespace)
+
+
 @pytest.mark.parametrize(
-    "text", ["", "pod/edge1", "vm/", "a/b/c/d", "@edge1", "Edge_1", "vm/a/b/c"]
+    "text",
+    ["", "pod/edge1", "vm/", "a/b/c/d", "@edge1", "Edge_1", "vm/a/b/c", "a.b.c", "a.", "vm/a.b/c"],
 )
 def test_what_is_no_target_is_refused(text):
     """The error shows the syntax."""
