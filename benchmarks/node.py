@@ -1,7 +1,7 @@
 """The virtual node beside the strongest Go Virtual Kubelet: `make -s bench NAME=node`.
 
 Both run on the same API server in turns. Options: --rounds N (default 5), --pods N, --restart N,
---skip-rival, --only rate|burst|latency|restart|many. Latencies run from the intended send time to
+--skip-rival, --only "rate burst latency restart many churn throttled stock". Latencies run from the intended send time to
 the watch event at this generator. The rival forgets its pods at a restart, so only ours is started
 again there.
 """
@@ -10,8 +10,10 @@ import argparse
 import asyncio
 import contextlib
 import dataclasses
+import json
 import os
 import pathlib
+import random
 import shutil
 import signal
 import statistics
@@ -23,13 +25,20 @@ import _common
 import uvloop
 
 from kvedge import errors, kube, processes, tools
+from kvedge.node import NodeSpec, mock, running
 from kvedge.testing.clusters import running_cluster
+from kvedge.testing.faults import FaultyServer
 
 NAMESPACE = "bench"
 PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
 TICKS = os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")
 INFLIGHT = ["--max-requests-inflight=4000", "--max-mutating-requests-inflight=2000"]
+RIVALS = {
+    "tsf": ["-strip", "-fast-delete"],
+    # What the library does when nobody opens its throttles.
+    "stock": ["-qps=5", "-burst=10", "-workers=10", "-limiters"],
+}
 now = time.monotonic
 
 
@@ -167,7 +176,7 @@ class Bench:
                     "--provider-config", str(config), "--log-level", "warning"]  # fmt: skip
             options = {"latency": "--latency"}
         else:
-            argv = [str(tools.path("vktuned")), "-nodename", name, "-strip", "-fast-delete"]
+            argv = [str(tools.path("vktuned")), "-nodename", name, *RIVALS[subject]]
             options = {"latency": "-latency"}
         for key, value in extra:
             argv += [options[key], value if subject == "ours" else f"{value}s"]
@@ -337,9 +346,10 @@ class Bench:
         """Create pods on many nodes of one process."""
         self.seen.clear()
         config = self.folder / "many.json"
-        config.write_text("{}")
+        room = {"cpu": "1000", "memory": "4Ti", "pods": "20000"}
+        config.write_text(json.dumps({f"many-{index}": room for index in range(nodes)}))
         argv = [sys.executable, "-m", "kvedge", "node", "run", "--nodename", "many",
-                "--nodes", str(nodes), "--log-level", "warning"]  # fmt: skip
+                "--provider-config", str(config), "--nodes", str(nodes), "--log-level", "warning"]  # fmt: skip
         env = {"KUBECONFIG": str(self.cluster.kubeconfig), "KUBELET_PORT": "0"}
         process = Process(argv, env, self.folder / "many.log")
         try:
@@ -363,6 +373,80 @@ class Bench:
                     await self.client.delete(f"/api/v1/nodes/many-{index}")
             await self.clean("many", 0)
 
+    async def churn(self, seconds=20.0, rate=25.0, alive=100):
+        """Create pods at a rate and delete each when `alive` younger ones are there."""
+        self.seen.clear()
+        name, process = self.start("ours")
+        try:
+            await self.ready(name)
+            cpu, count = process.cpu(), int(seconds * rate)
+
+            async def step(index):
+                body = pod(f"{name}-{index}", name)
+                await self.client.request("POST", PODS, body, raw=True)
+                if index >= alive:
+                    path = f"{PODS}/{name}-{index - alive}"
+                    await self.client.request("DELETE", path, raw=True)
+
+            _, sent = await self.send(count, rate, step)
+            gone = count - alive
+            complete = await wait(
+                lambda: len(self.seen.running) >= count and len(self.seen.gone) >= gone, 60
+            )
+            times = [self.seen.running[f"{name}-{index}"] - sent[index] for index in sent
+                     if f"{name}-{index}" in self.seen.running]  # fmt: skip
+            await self.quiet(process)
+            return {"pods": count, "per_second": rate, "complete": complete,
+                    "create_p99_ms": round(percentile(times, 0.99) * 1000, 1),
+                    "cpu_ms_per_pod": round((process.cpu() - cpu) * 1000 / count, 2)}  # fmt: skip
+        finally:
+            process.stop()
+            await self.clean(name, int(seconds * rate))
+
+    async def throttled(self, count=500, share=0.3):
+        """Create and delete pods while a share of the node's requests is answered 429."""
+        self.seen.clear()
+        draw = random.Random(1)
+
+        def decide(method, _):
+            return "throttle" if method != "WATCH" and draw.random() < share else None
+
+        config = kube.load_config(self.cluster.kubeconfig)
+        async with FaultyServer(config) as server:
+            room = {"cpu": "1000", "memory": "4Ti", "pods": "20000"}
+            node = running.VirtualNode(
+                config=server.config, provider=mock.MockProvider(),
+                spec=NodeSpec(name="throttled", address="127.0.0.1", provider="mock",
+                              capacity=room),
+            )  # fmt: skip
+            stop = asyncio.Event()
+            async with asyncio.TaskGroup() as group:
+                group.create_task(node.run(stop), name="node")
+                await self.ready("throttled")
+                server.decide = decide
+
+                async def create(index):
+                    body = pod(f"throttled-{index}", "throttled")
+                    await self.client.request("POST", PODS, body, raw=True)
+
+                async def remove(index):
+                    await self.client.request("DELETE", f"{PODS}/throttled-{index}", raw=True)
+
+                began, _ = await self.send(count, 0.0, create)
+                created = await wait(lambda: len(self.seen.running) >= count, 60)
+                took = now() - began
+                began, _ = await self.send(count, 0.0, remove)
+                removed = await wait(lambda: len(self.seen.gone) >= count, 60)
+                figures = {
+                    "pods": count, "share": share, "answered_429": server.failed,
+                    "all_running": created, "running_s": round(took, 2),
+                    "all_gone": removed, "gone_s": round(now() - began, 2),
+                    "events_lost": node.engine.counters.events_lost,
+                }  # fmt: skip
+                stop.set()
+        await self.clean("throttled", count)
+        return figures
+
 
 def median(rounds, key, digits=1):
     """Return the median of a figure over rounds."""
@@ -374,7 +458,7 @@ async def measure(options, folder):
     """Return all figures."""
     subjects = ["ours"] if options.skip_rival else ["ours", "tsf"]
     figures = {}
-    want = (options.only or "rate burst latency restart many").split()
+    want = (options.only or "rate burst latency restart many churn throttled stock").split()
     with running_cluster(folder, INFLIGHT) as cluster:
         async with kube.Client(kube.load_config(cluster.kubeconfig), connections=200) as client:
             await client.post("/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
@@ -420,6 +504,14 @@ async def measure(options, folder):
                 figures |= await bench.restart(options.restart)
             if "many" in want:
                 figures["many_nodes"] = await bench.many(100, 50)
+            if "churn" in want:
+                figures["churn"] = await bench.churn()
+            if "throttled" in want:
+                figures["throttled"] = await bench.throttled()
+            if "stock" in want and not options.skip_rival:
+                # A hundred pods, for a thousand take it ten minutes.
+                one = await bench.load("stock", 100)
+                figures["stock_burst100_s"] = [round(one["running_s"], 1), round(one["gone_s"], 1)]
             follow.cancel()
     return figures
 

@@ -60,7 +60,9 @@ class VirtualNode:
         serving: Serving | None = None,
         linger_seconds: float = 0.0,
         leader_namespace: str = "",
+        lease_seconds: float = 15.0,
     ) -> None:
+        self._lease_seconds = lease_seconds
         self._config, self.spec, self.provider = config, spec, provider
         self._serving = serving
         self._linger = linger_seconds
@@ -97,12 +99,16 @@ class VirtualNode:
     def _election(self, client: kube.Client) -> Election | None:
         if not self._leader_namespace:
             return None
-        identity = f"{os.environ.get('POD_NAME') or os.uname().nodename}-{os.getpid()}"
+        host = os.environ.get("POD_NAME") or os.uname().nodename
+        identity = f"{host}-{os.getpid()}-{id(self):x}"
         return Election(
             client=client,
             namespace=self._leader_namespace,
             name=f"kvedge-{self.spec.name}",
             identity=identity,
+            lease_seconds=self._lease_seconds,
+            renew_seconds=self._lease_seconds * 2 / 3,
+            retry_seconds=self._lease_seconds / 7.5,
         )
 
     async def _lead(
