@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,10 @@ _UNUSED = (
     "trace-tag",
 )  # fmt: skip
 """Flags of Go's command line that have no counterpart: taken, so that manifests still start."""
+
+
+_PATIENCE_SECONDS = 15.0
+"""How long a replica leaves a free node to the one whose share it is."""
 
 
 @click.group()
@@ -100,6 +105,12 @@ def _with_unused(command: Callable[..., Any]) -> Callable[..., Any]:
     default="",
     help="Elect a leader among replicas by a Lease in this namespace.",
 )
+@click.option(
+    "--shard",
+    envvar="KVEDGE_SHARD",
+    default="",
+    help="I/N: this replica is the I-th of N (from 0) and leads its share of the nodes first.",
+)
 @node_options
 @_with_unused
 def run(
@@ -114,6 +125,7 @@ def run(
     latency: float,
     linger: float,
     leader_elect_namespace: str,
+    shard: str,
     kubeconfig: Path | None,
     address: str,
     kubelet_port: int,
@@ -129,6 +141,7 @@ def run(
     from kvedge.node.node_object import NodeSpec
 
     start_logging(log_level)
+    share = _share(shard)
     config = kube.load_config(kubeconfig)
     names = [node_name] if nodes == 1 else [f"{node_name}-{index}" for index in range(nodes)]
     token = _token(endpoint_token_file)
@@ -152,6 +165,7 @@ def run(
             serving=serving_of(address=address, kubelet_port=port, **serving),
             linger_seconds=linger,
             leader_namespace=leader_elect_namespace,
+            patience_seconds=0.0 if _is_home(name, share) else _PATIENCE_SECONDS,
         )
 
     ports = [kubelet_port + index if kubelet_port else 0 for index in range(len(names))]
@@ -160,6 +174,21 @@ def run(
         raise errors.KvedgeError(
             f"node {node_name!r} is led by another replica now", hint="this one starts again"
         )
+
+
+def _share(text: str) -> tuple[int, int]:
+    """Return the number of this replica and of all."""
+    index, _, count = (text or "0/1").partition("/")
+    if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
+        raise errors.KvedgeError(
+            f"--shard {text!r} is not I/N", hint="the first of three replicas is 0/3"
+        )
+    return int(index), int(count)
+
+
+def _is_home(name: str, share: tuple[int, int]) -> bool:
+    """Tell whether a node belongs to this replica first."""
+    return zlib.crc32(name.encode()) % share[1] == share[0]
 
 
 def _provider(name: str, endpoint: str, token: str, latency: float) -> Provider:

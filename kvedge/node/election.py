@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Election"]
 
 _log = logging.getLogger(__name__)
+_RELEASE_TRIES = 3
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -36,6 +37,9 @@ class Election:
     renew_seconds: float = 10.0
     """How long a leader may fail to renew before it stops."""
     retry_seconds: float = 2.0
+    patience_seconds: float = 0.0
+    """How long a free Lease is left to others first; a replica whose shard it is has none."""
+    _free_since: float | None = None
     _version: str = ""
     _seen: tuple[Any, float] = (None, 0.0)
 
@@ -66,8 +70,17 @@ class Election:
         """Let another replica lead at once."""
         if not self._version:
             return
+        path = f"{self._path}/{self.name}"
         with contextlib.suppress(errors.RemoteError):
-            await self.client.put(f"{self._path}/{self.name}", self._lease("", self._version))
+            for _ in range(_RELEASE_TRIES):
+                # A renewal that was cut short may still arrive and bring another version.
+                found = await self.client.get(path)
+                if found["spec"].get("holderIdentity") != self.identity:
+                    return
+                with contextlib.suppress(errors.Conflict):
+                    version = found["metadata"]["resourceVersion"]
+                    await self.client.put(path, self._lease("", version))
+                    return
 
     async def _try(self) -> bool:
         try:
@@ -83,6 +96,8 @@ class Election:
         try:
             found = await self.client.get(f"{self._path}/{self.name}")
         except errors.NotFound:
+            if self._is_left_to_others(now):
+                return False
             made = await self.client.post(self._path, self._lease(self.identity, ""))
             self._version = made["metadata"]["resourceVersion"]
             return True
@@ -93,7 +108,9 @@ class Election:
             self._seen = (look, now)
         expired = now - self._seen[1] >= self.lease_seconds
         if holder not in ("", self.identity) and not expired:
-            self._version = ""
+            self._version, self._free_since = "", None
+            return False
+        if holder != self.identity and self._is_left_to_others(now):
             return False
         version = found["metadata"]["resourceVersion"]
         body = self._lease(self.identity, version)
@@ -104,6 +121,11 @@ class Election:
         made = await self.client.put(f"{self._path}/{self.name}", body)
         self._version = made["metadata"]["resourceVersion"]
         return True
+
+    def _is_left_to_others(self, now: float) -> bool:
+        if self._free_since is None:
+            self._free_since = now
+        return now - self._free_since < self.patience_seconds
 
     def _lease(self, holder: str, version: str) -> dict[str, Any]:
         now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -61,7 +61,9 @@ class VirtualNode:
         linger_seconds: float = 0.0,
         leader_namespace: str = "",
         lease_seconds: float = 15.0,
+        patience_seconds: float = 0.0,
     ) -> None:
+        self._patience_seconds = patience_seconds
         self._lease_seconds = lease_seconds
         self._config, self.spec, self.provider = config, spec, provider
         self._serving = serving
@@ -109,6 +111,7 @@ class VirtualNode:
             lease_seconds=self._lease_seconds,
             renew_seconds=self._lease_seconds * 2 / 3,
             retry_seconds=self._lease_seconds / 7.5,
+            patience_seconds=self._patience_seconds,
         )
 
     async def _lead(

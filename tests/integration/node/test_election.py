@@ -70,3 +70,19 @@ async def test_leader_stops_when_another_leads(client, namespace):
         async with asyncio.timeout(15):
             await hold
         renewing.cancel()
+
+
+async def test_shards_share_out_and_stand_in(client, namespace):
+    """A free Lease is left to the replica whose shard it is; a silent one's is taken all the same."""
+    home, other = candidate(client, namespace, "home"), candidate(client, namespace, "other")
+    other.patience_seconds = 1.0
+    async with asyncio.TaskGroup() as group:
+        waiting = group.create_task(other.acquire(), name="other")
+        await asyncio.sleep(0.3)
+        await home.acquire()
+        await asyncio.sleep(1.2)
+        assert not waiting.done(), "the Lease was free for less than its patience"
+        began = asyncio.get_running_loop().time()
+        async with asyncio.timeout(20):
+            await waiting
+    assert asyncio.get_running_loop().time() - began >= 1.5
