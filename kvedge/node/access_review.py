@@ -22,6 +22,8 @@ _VERBS = {
     "GET": "get", "HEAD": "get", "POST": "create", "PUT": "update", "PATCH": "patch",
     "DELETE": "delete",
 }  # fmt: skip
+_FINER = frozenset({"configz", "pods"})
+"""Since Kubernetes 1.33 (KubeletFineGrainedAuthz)."""
 _CACHE_LIMIT = 4096
 
 
@@ -54,7 +56,7 @@ class Reviewer:
 
         Args:
             method: HTTP method.
-            subresource: stats, metrics, log or proxy.
+            subresource: stats, metrics, log, pods, configz or proxy.
             token: bearer token; empty if there is none.
             peer: the verified client certificate as ssl tells it.
         """
@@ -66,6 +68,9 @@ class Reviewer:
                 return Verdict(401, "Unauthorized")
             verb = _VERBS.get(method, method.lower())
             if await self._allowed(user, verb, subresource):
+                return Verdict(200, "")
+            # Roles from before the finer subresources name nodes/proxy for them.
+            if subresource in _FINER and await self._allowed(user, verb, "proxy"):
                 return Verdict(200, "")
         except errors.RemoteError as error:
             return Verdict(500, f"the API server cannot be asked: {error.message}")

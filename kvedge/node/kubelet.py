@@ -32,7 +32,10 @@ __all__ = ["KubeletApi"]
 
 _log = logging.getLogger(__name__)
 _OPEN = frozenset({"/healthz", "/readyz", "/livez"})
-_SUBRESOURCES = {"stats": "stats", "metrics": "metrics", "containerLogs": "log"}
+_SUBRESOURCES = {
+    "stats": "stats", "metrics": "metrics", "containerLogs": "log", "pods": "pods",
+    "runningpods": "pods", "configz": "configz",
+}  # fmt: skip
 _STREAMING = frozenset({"exec", "attach", "portForward"})
 _JSON = "application/json"
 _TEXT = "text/plain; version=0.0.4; charset=utf-8"

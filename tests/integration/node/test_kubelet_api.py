@@ -83,6 +83,40 @@ async def test_strangers_are_refused(kubelet):
         assert answer.status == 200
 
 
+async def test_rights_are_the_api_servers(kubelet, client, namespace):
+    """A service account reads what a role allows it, by the fine names or by nodes/proxy."""
+    accounts = f"/api/v1/namespaces/{namespace}/serviceaccounts"
+    rights = "/apis/rbac.authorization.k8s.io/v1"
+    tokens = {}
+    for name, resource in (("none", ""), ("fine", "nodes/pods"), ("old", "nodes/proxy")):
+        await client.post(accounts, {"metadata": {"name": name}})
+        body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}
+        made = await client.post(f"{accounts}/{name}/token", body)
+        tokens[name] = {"Authorization": f"Bearer {made['status']['token']}"}
+        if not resource:
+            continue
+        rules = [{"apiGroups": [""], "resources": [resource], "verbs": ["get"]}]
+        role = {"metadata": {"name": f"{namespace}-{name}"}, "rules": rules}
+        await client.post(f"{rights}/clusterroles", role)
+        subject = {"kind": "ServiceAccount", "name": name, "namespace": namespace}
+        reference = {
+            "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole",
+            "name": f"{namespace}-{name}",
+        }  # fmt: skip
+        binding = {"metadata": role["metadata"], "roleRef": reference, "subjects": [subject]}
+        await client.post(f"{rights}/clusterrolebindings", binding)
+
+    async def answer(name, path, **query):
+        async with kubelet.get(path, headers=tokens[name], params=query) as got:
+            return got.status
+
+    assert await answer("none", "/pods") == 403
+    assert await answer("fine", "/pods") == await answer("old", "/pods") == 200
+    assert await answer("fine", "/stats/summary") == await answer("old", "/stats/summary") == 403
+    where = f"/exec/{namespace}/a/c"
+    assert await answer("old", where, command="ls", output="1") == 403, "get does not run commands"
+
+
 async def test_pods_are_listed(kubelet):
     """Both lists hold the pod, with and without a slash at the end."""
     for path in ("/pods", "/runningpods/", "/runningpods"):
