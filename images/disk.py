@@ -10,16 +10,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import tempfile
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from images import content, ext4, gpt, roottree
+from images import content, gpt, roottree
 from kvedge import errors, processes, tools
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
 
     from images.recipe import Recipe
 
@@ -30,7 +29,6 @@ __all__ = [
     "make_qcow2",
     "make_raw",
     "module_order",
-    "opened",
     "tree_members",
 ]
 
@@ -320,24 +318,6 @@ def as_qcow2(image: Path, out: Path) -> None:
             return
     make_qcow2(image, out)
     image.unlink()
-
-
-@contextlib.contextmanager
-def opened(image: Path, folder: Path) -> Iterator[ext4.FileSystem]:
-    """Open a qcow2 disk's root file system; needs room for the disk's content in the folder.
-
-    Raises:
-        KvedgeError: it has none that can be read.
-    """
-    with tempfile.TemporaryDirectory(prefix="kvedge-disk-", dir=folder) as name:
-        raw = Path(name) / "disk.raw"
-        # Blocks may land in any order here: nobody asks for this file's digest.
-        processes.run(
-            ["qemu-img", "convert", "-f", "qcow2", "-O", "raw", "-W", "-m", "4", image, raw],
-            what="unpack the disk",
-        )
-        with ext4.FileSystem(raw) as files:
-            yield files
 
 
 def _epoch_env(plan: DiskPlan) -> dict[str, str]:

@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import mmap
 import stat
 import struct
 import uuid
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from images import gpt
 from kvedge import errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
-    from typing import Self
+
+    from images.blocks import Blocks
 
 __all__ = ["File", "FileSystem"]
 
@@ -49,50 +48,39 @@ class File:
 
 
 class FileSystem:
-    """The root file system of a raw disk with a GUID partition table; a context manager.
+    """The root file system of a disk with a GUID partition table.
 
     Raises:
         KvedgeError: there is no ext4 root partition.
     """
 
-    def __init__(self, raw: Path) -> None:
-        self._name = str(raw)
-        with raw.open("rb") as file:
-            self._disk = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        try:
-            self._at = self._root_partition()
-            self._read_superblock()
-        except BaseException:
-            self._disk.close()
-            raise
+    def __init__(self, disk: Blocks) -> None:
+        self._disk = disk
+        self._at = self._root_partition()
+        self._read_superblock()
 
-    def __enter__(self) -> Self:
-        """Return itself."""
-        return self
-
-    def __exit__(self, *unused: object) -> None:
-        """Let go of the disk."""
-        self._disk.close()
+    def _take(self, form: str, at: int) -> tuple[Any, ...]:
+        return struct.unpack(form, self._disk.read(at, struct.calcsize(form)))
 
     def _fail(self, what: str) -> errors.KvedgeError:
         return errors.KvedgeError(
-            f"cannot look into disk {self._name!r}: {what}",
+            f"cannot look into disk {self._disk.name!r}: {what}",
             hint="disks with a GUID partition table and an ext4 root can be read",
         )
 
     def _root_partition(self) -> int:
         """Return where the root partition begins: the largest one of a fitting type, in bytes."""
         disk = self._disk
-        if disk[gpt.SECTOR : gpt.SECTOR + 8] != b"EFI PART":
+        if disk.read(gpt.SECTOR, 8) != b"EFI PART":
             raise self._fail("no GUID partition table")
-        table, count, size = struct.unpack_from("<QII", disk, gpt.SECTOR + 72)
+        table, count, size = self._take("<QII", gpt.SECTOR + 72)
         found: list[tuple[int, int]] = []
         wanted = {*gpt.ROOT_TYPES.values(), _LINUX_DATA}
         for number in range(min(count, 256)):
             start = table * gpt.SECTOR + number * size
-            kind = uuid.UUID(bytes_le=disk[start : start + 16])
+            kind = uuid.UUID(bytes_le=disk.read(start, 16))
             if kind in wanted:
-                first, last = struct.unpack_from("<QQ", disk, start + 32)
+                first, last = self._take("<QQ", start + 32)
                 found.append((last - first, first * gpt.SECTOR))
         if not found:
             raise self._fail("no Linux partition")
@@ -100,21 +88,20 @@ class FileSystem:
 
     def _read_superblock(self) -> None:
         at = self._at + _SUPERBLOCK
-        disk = self._disk
-        if struct.unpack_from("<H", disk, at + 56)[0] != _MAGIC:
+        if self._take("<H", at + 56)[0] != _MAGIC:
             raise self._fail("the root partition is not ext4")
-        self._block = 1024 << struct.unpack_from("<I", disk, at + 24)[0]
-        self._inodes_per_group = struct.unpack_from("<I", disk, at + 40)[0]
-        self._inode_size = struct.unpack_from("<H", disk, at + 88)[0]
-        first_block = struct.unpack_from("<I", disk, at + 20)[0]
-        wide = struct.unpack_from("<I", disk, at + 96)[0] & _64BIT
-        size = struct.unpack_from("<H", disk, at + 254)[0] if wide else 32
-        inodes = struct.unpack_from("<I", disk, at)[0]
+        self._block = 1024 << self._take("<I", at + 24)[0]
+        self._inodes_per_group = self._take("<I", at + 40)[0]
+        self._inode_size = self._take("<H", at + 88)[0]
+        first_block = self._take("<I", at + 20)[0]
+        wide = self._take("<I", at + 96)[0] & _64BIT
+        size = self._take("<H", at + 254)[0] if wide else 32
+        inodes = self._take("<I", at)[0]
         start = self._at + (first_block + 1) * self._block
         self._tables: list[int] = []
         for group in range(-(-inodes // self._inodes_per_group)):
-            low = struct.unpack_from("<I", disk, start + group * size + 8)[0]
-            high = struct.unpack_from("<I", disk, start + group * size + 40)[0] if wide else 0
+            low = self._take("<I", start + group * size + 8)[0]
+            high = self._take("<I", start + group * size + 40)[0] if wide else 0
             self._tables.append(self._at + ((high << 32) + low) * self._block)
 
     def _inode(self, number: int) -> int:
@@ -124,10 +111,10 @@ class FileSystem:
 
     def _file(self, path: str, number: int) -> File:
         at = self._inode(number)
-        mode = struct.unpack_from("<H", self._disk, at)[0]
+        mode = self._take("<H", at)[0]
         low, high = (
-            struct.unpack_from("<I", self._disk, at + 4)[0],
-            struct.unpack_from("<I", self._disk, at + 108)[0],
+            self._take("<I", at + 4)[0],
+            self._take("<I", at + 108)[0],
         )
         return File(path, mode, low + (high << 32 if stat.S_ISREG(mode) else 0), number)
 
@@ -175,8 +162,8 @@ class FileSystem:
         """Return a file's content, a folder's blocks, or a link's target."""
         at = self._inode(file.inode)
         if stat.S_ISLNK(file.mode) and file.size < 60:
-            return self._disk[at + 40 : at + 40 + file.size]
-        flags = struct.unpack_from("<I", self._disk, at + 32)[0]
+            return self._disk.read(at + 40, file.size)
+        flags = self._take("<I", at + 32)[0]
         if flags & _INLINE_FLAG:
             raise self._fail(f"/{file.path} is kept in its inode")
         data = bytearray(file.size)
@@ -186,7 +173,7 @@ class FileSystem:
             if logical >= needed:
                 break
             low = logical * self._block
-            part = self._disk[start : start + count * self._block][: max(0, file.size - low)]
+            part = self._disk.read(start, min(count * self._block, max(0, file.size - low)))
             data[low : low + len(part)] = part
         return bytes(data)
 
@@ -194,7 +181,7 @@ class FileSystem:
         """Yield the same for files of the older kind: 12 blocks, then blocks of numbers."""
         numbers = self._block // 4
         logical = 0
-        pointers = struct.unpack_from("<15I", self._disk, at)
+        pointers = self._take("<15I", at)
         for slot, pointer in enumerate(pointers):
             for block in self._leaves(pointer, max(0, slot - 11), numbers):
                 # Holes are told too, so that the reader sees when it is past the end.
@@ -206,22 +193,22 @@ class FileSystem:
             yield pointer
         elif pointer:
             at = self._at + pointer * self._block
-            for one in struct.unpack_from(f"<{numbers}I", self._disk, at):
+            for one in self._take(f"<{numbers}I", at):
                 yield from self._leaves(one, depth - 1, numbers)
         else:
             yield from itertools.repeat(0, numbers**depth)
 
     def _extents(self, at: int) -> Iterator[tuple[int, int, int]]:
         """Yield first logical block, place on the disk in bytes, and number of blocks."""
-        magic, count, _, depth = struct.unpack_from("<HHHH", self._disk, at)
+        magic, count, _, depth = self._take("<HHHH", at)
         if magic != _EXTENT_MAGIC:
             raise self._fail("a damaged extent")
         for number in range(count):
             here = at + 12 * (number + 1)
             if depth:
-                _, low, high = struct.unpack_from("<IIH", self._disk, here)
+                _, low, high = self._take("<IIH", here)
                 yield from self._extents(self._at + ((high << 32) + low) * self._block)
                 continue
-            logical, length, high, low = struct.unpack_from("<IHHI", self._disk, here)
+            logical, length, high, low = self._take("<IHHI", here)
             if length <= _UNWRITTEN:
                 yield logical, self._at + ((high << 32) + low) * self._block, length

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from images import (
+    blocks,
     building,
     cache,
     containers,
-    disk,
+    ext4,
     locking,
     oci,
-    packaging,
     recipe,
     registry,
     scanning,
@@ -136,8 +136,8 @@ def _pulled(reference: str) -> cache.Entry:
 def _tree(name: str) -> Iterator[trees.Tree]:
     """Open the packages' tree of a built disk, or the file system of a pulled one."""
     if registry.is_reference(name):
-        with disk.opened(_pulled(name).path / "disk.qcow2", packaging.work_folder()) as files:
-            yield trees.DiskTree(files)
+        with blocks.opened(_pulled(name).path / "disk.qcow2") as content:
+            yield trees.DiskTree(ext4.FileSystem(content))
         return
     plan = building.plan_of(recipe.load(name))
     entry = cache.default_store().find(plan.steps[-2].below)
@@ -169,8 +169,8 @@ def scan_disk(file: Path) -> list[errors.Problem]:
     """
     if not file.is_file():
         raise errors.KvedgeError(f"no disk at {str(file)!r}", hint="only images of disks boot")
-    with disk.opened(file, packaging.work_folder()) as files:
-        return scanning.scan(trees.DiskTree(files))
+    with blocks.opened(file) as content:
+        return scanning.scan(trees.DiskTree(ext4.FileSystem(content)))
 
 
 def packages_of(source: str) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """Looking into a built image without booting it: packages, schema, and what must not be.
 
-In about a second, from the tar of its root file system or from the disk itself.
+In well under a second, from the tar of its root file system or from the disk itself.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ import stat
 
 import pytest
 
-from images import disk, ext4, gpt
+from images import blocks, disk, ext4, gpt
 from kvedge import errors, processes, tools
 
 FIRST = 2048
@@ -60,7 +60,8 @@ def _raw(tmp_path, tree, *options):
 )
 def test_everything_is_read_as_it_was_written(tmp_path, tree, options):
     """Names, modes, sizes and contents are those of the folder, for old and new layouts."""
-    with ext4.FileSystem(_raw(tmp_path, tree, *options)) as files:
+    with blocks.opened(_raw(tmp_path, tree, *options), form="raw") as content:
+        files = ext4.FileSystem(content)
         found = {file.path: file for file in files.walk()}
         del found["lost+found"]
         wanted = {str(path.relative_to(tree)): path for path in tree.rglob("*")}
@@ -89,13 +90,25 @@ def test_what_is_no_such_disk_is_told(tmp_path, tree):
         damaged = whole.copy()
         damaged[start : start + 2] = b"\0\0"
         raw.write_bytes(damaged)
-        with pytest.raises(errors.KvedgeError, match=text):
-            ext4.FileSystem(raw)
+        with (
+            blocks.opened(raw, form="raw") as content,
+            pytest.raises(errors.KvedgeError, match=text),
+        ):
+            ext4.FileSystem(content)
 
 
 def test_a_qcow2_disk_is_opened(tmp_path, tree):
     """The disk that machines start from is read as it is."""
     raw = _raw(tmp_path, tree)
     disk.make_qcow2(raw, tmp_path / "disk.qcow2")
-    with disk.opened(tmp_path / "disk.qcow2", tmp_path) as files:
+    with blocks.opened(tmp_path / "disk.qcow2") as content:
+        files = ext4.FileSystem(content)
         assert files.read(files.find("short")) == b"etc/small"
+
+
+def test_a_file_that_is_no_disk_is_told(tmp_path):
+    """QEMU's own words say what is wrong with the file."""
+    file = tmp_path / "disk.qcow2"
+    file.write_bytes(b"nothing")
+    with pytest.raises(errors.KvedgeError, match="qcow2"), blocks.opened(file):
+        pass
