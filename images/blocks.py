@@ -12,7 +12,7 @@ import struct
 import tempfile
 import time
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, cast
 
 from kvedge import errors, processes
 
@@ -101,7 +101,7 @@ def opened(image: Path, *, form: str = "qcow2") -> Iterator[Blocks]:
                 _connect(sock, folder, child, image)
                 sock.settimeout(_SECONDS)
                 with sock.makefile("rwb") as stream:
-                    yield Blocks(str(image), stream)
+                    yield Blocks(str(image), cast("IO[bytes]", stream))
         finally:
             child.kill()
             child.wait()
