@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
+import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -17,7 +18,6 @@ from typing import IO, TYPE_CHECKING, cast
 from kvedge import errors, processes
 
 if TYPE_CHECKING:
-    import subprocess
     from collections.abc import Iterator
 
 __all__ = ["Blocks", "opened"]
@@ -98,26 +98,32 @@ def opened(image: Path, *, form: str = "qcow2") -> Iterator[Blocks]:
         child = processes.popen(argv, log=folder / "log")
         try:
             with socket.socket(socket.AF_UNIX) as sock:
-                _connect(sock, folder, child, image)
-                sock.settimeout(_SECONDS)
-                with sock.makefile("rwb") as stream:
-                    yield Blocks(str(image), cast("IO[bytes]", stream))
+                try:
+                    _connect(sock, folder / "s", child)
+                    stream = cast("IO[bytes]", sock.makefile("rwb"))
+                    content = Blocks(str(image), stream)
+                except (OSError, errors.KvedgeError) as cause:
+                    # qemu-nbd may take the connection before it looks at the file.
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        child.wait(1)
+                    said = (folder / "log").read_text(errors="replace").strip()[-300:]
+                    raise errors.KvedgeError(f"cannot open disk {str(image)!r}: {said}") from cause
+                with stream:
+                    yield content
         finally:
             child.kill()
             child.wait()
 
 
-def _connect(
-    sock: socket.socket, folder: Path, child: subprocess.Popen[bytes], image: Path
-) -> None:
+def _connect(sock: socket.socket, place: Path, child: subprocess.Popen[bytes]) -> None:
+    sock.settimeout(_SECONDS)
     end = time.monotonic() + _SECONDS
     while True:
         try:
-            sock.connect(str(folder / "s"))
-        except OSError as cause:
+            sock.connect(str(place))
+        except OSError:
             if child.poll() is not None or time.monotonic() > end:
-                said = (folder / "log").read_text(errors="replace").strip()[-300:]
-                raise errors.KvedgeError(f"cannot open disk {str(image)!r}: {said}") from cause
+                raise
             time.sleep(0.005)
         else:
             return
