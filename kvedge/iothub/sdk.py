@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import importlib
 import importlib.util
 import sys
 import types
@@ -27,6 +28,13 @@ __all__ = ["connect", "host_of"]
 _PARTS = ("HostName", "SharedAccessKeyName", "SharedAccessKey")
 _ENTRA = "EntraId"
 """Value of `Authentication` in a connection string without a key."""
+_FOR_ENTRA = {
+    "azure.core.credentials": ("AccessToken",),
+    "azure.core.pipeline": ("PipelineContext", "PipelineRequest"),
+    "azure.core.pipeline.policies": ("BearerTokenCredentialPolicy",),
+    "azure.core.pipeline.transport": ("HttpRequest",),
+}
+"""What the package takes from azure.core."""
 
 
 def host_of(connection_string: Secret) -> str:
@@ -64,7 +72,9 @@ def connect(connection_string: Secret, ca_file: Path | None) -> Any:
     manager_class = _load().IoTHubConfigurationManager
     fields = _fields(connection_string)
     if fields.get("Authentication") == _ENTRA:
-        manager = manager_class.from_token_credential(fields["HostName"], _credential())
+        credential = _credential()
+        _complete()
+        manager = manager_class.from_token_credential(fields["HostName"], credential)
     else:
         manager = manager_class.from_connection_string(connection_string.reveal().strip())
     protocol = manager.protocol
@@ -121,17 +131,25 @@ def _stand_ins() -> Iterator[tuple[str, types.ModuleType]]:
     found = importlib.util.find_spec("azure.core")
     # The folder stays reachable: msrest takes its errors from azure.core.exceptions.
     core = list(found.submodule_search_locations or ()) if found else []
-    for name, members in (
-        ("uamqp", {"TransportType": types.SimpleNamespace(Amqp=1, AmqpOverWebsocket=3)}),
-        ("azure.core", {"__path__": core}),
-        ("azure.core.credentials", {"AccessToken": object}),
-        ("azure.core.pipeline", {"PipelineRequest": object, "PipelineContext": object}),
-        ("azure.core.pipeline.policies", {"BearerTokenCredentialPolicy": object}),
-        ("azure.core.pipeline.transport", {"HttpRequest": object}),
-    ):
+    members: dict[str, dict[str, Any]] = {
+        "uamqp": {"TransportType": types.SimpleNamespace(Amqp=1, AmqpOverWebsocket=3)},
+        "azure.core": {"__path__": core},
+        **{name: dict.fromkeys(parts, object) for name, parts in _FOR_ENTRA.items()},
+    }
+    for name, content in members.items():
         module = types.ModuleType(name)
-        module.__dict__.update(members)
+        module.__dict__.update(content)
         yield name, module
+
+
+def _complete() -> None:
+    """Put the real parts of azure.core where the package found stand-ins."""
+    from azure.iot.hub import auth
+
+    for name, parts in _FOR_ENTRA.items():
+        module = importlib.import_module(name)
+        for part in parts:
+            setattr(auth, part, getattr(module, part))
 
 
 def _json_of(_kind: str, response: Any) -> Any:

@@ -374,8 +374,8 @@ FAMILIES: Final[tuple[Family, ...]] = (
         # Debian 12 has no package of Ubuntu's archive keys; the next release's is signed by Debian.
         name="ubuntu-keyring",
         version="2023",
-        at_least=(0,),
-        below=(0,),
+        at_least=(2023,),
+        below=(2100,),
         tools=(
             Tool(
                 name="ubuntu-archive-keyring",
