@@ -270,7 +270,7 @@ def simulate(
     """Run simulated edge devices until interrupted."""
     import asyncio
 
-    from kvedge.emulator import simulation
+    from kvedge.emulator import running, simulation
 
     try:
         shares = {
@@ -292,9 +292,9 @@ def simulate(
     )
 
     async def run() -> None:
-        async with simulation.Simulation(plan) as running:
-            await running.connected()
+        async with simulation.Simulation(plan) as fleet:
+            await fleet.connected()
             click.echo(f"{devices} devices run; Ctrl-C ends them")
             await asyncio.Event().wait()
 
-    asyncio.run(run())
+    running.main(run())

@@ -21,7 +21,7 @@ __all__ = ["main", "run"]
 
 
 def main(serving: Coroutine[Any, Any, None]) -> None:
-    """Run a coroutine on uvloop.
+    """Run a coroutine on uvloop, with as many open files as there may be.
 
     asyncio's own TLS keeps 256 KB for each connection; with thousands of devices that counts.
     """
@@ -67,6 +67,7 @@ async def run(
             folder = (directory or Path(scratch)) / "pki"
             _, *made = certificates.ensure(folder, names)
             certificate = (made[0], made[1])
+        chosen = Knobs(**(knobs or {}))
         settings = Settings(
             directory=None if ephemeral else directory,
             connections=directory,
@@ -77,7 +78,8 @@ async def run(
             host=host,
             aliases=aliases,
             evaluation_seconds=evaluation_seconds,
-            knobs=Knobs(**(knobs or {})),
+            knobs=chosen,
+            deployments=10 if chosen.tier == "F1" else 100,
         )
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()

@@ -241,3 +241,63 @@ def test_provisioning_of_a_group(call, provision, new_id, device_client):
     body["attestation"]["x509"] = {}
     assert call("PUT", "/enrollmentGroups/by-ca", body)[0] == 400
     assert call("DELETE", "/enrollmentGroups/by-ca")[0] == 204
+
+
+@pytest.fixture
+def ask(hub, call, tmp_path):
+    """Send an HTTPS request that shows a certificate and no token, by a version of TLS."""
+
+    def send(signed, method, path, body=None, *, version=ssl.TLSVersion.TLSv1_3):
+        context = ssl.create_default_context(cafile=hub.ca)
+        context.minimum_version = context.maximum_version = version
+        shown = signed.shown(tmp_path)
+        context.load_cert_chain(shown.certificate_file, shown.key_file)
+        connection = http.client.HTTPSConnection(
+            "localhost", hub.emulator.https_port, context=context, timeout=10
+        )
+        connection.request(
+            method, f"{path}?api-version=2021-10-01", json.dumps(body) if body is not None else None
+        )
+        response = connection.getresponse()
+        raw = response.read()
+        connection.close()
+        return response.status, json.loads(raw) if raw else None
+
+    return send
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_requests_with_a_certificate(ask, registry, new_id, version):
+    """A device's certificate reads its own modules over HTTPS, and nothing else."""
+    name, other = new_id(), new_id()
+    signed = Signed(name)
+    registry.create_device_with_x509(name, signed.thumbprint, signed.thumbprint, "enabled")
+    registry.create_device_with_sas(other, "", "", "enabled")
+    registry.create_module_with_sas(name, "m", "me", "", "")
+    status, modules = ask(signed, "GET", f"/devices/{name}/modules", version=version)
+    assert (status, [item["moduleId"] for item in modules]) == (200, ["m"])
+    for path in (f"/devices/{other}/modules", f"/twins/{name}", "/devices", "/configurations"):
+        assert ask(signed, "GET", path, version=version)[0] == 401, path
+    with pytest.raises((ssl.SSLError, ConnectionError)):
+        ask(Signed(name), "GET", f"/devices/{name}/modules", version=version)
+
+
+def test_provisioning_by_https(call, ask, registry, new_id):
+    """A device below a group's CA registers over HTTPS, as aziot-identityd does."""
+    scope = call("GET", "/kvedge/v1/hub")[1]["idScope"]
+    root = Signed("https root", ca=True)
+    assert call("PUT", "/kvedge/v1/authorities/https", {"certificate": root.pem})[0] == 200
+    attestation = {"type": "x509", "x509": {"caReferences": {"primary": "https"}}}
+    assert call("PUT", "/enrollmentGroups/by-https", {"attestation": attestation})[0] == 200
+    name = new_id()
+    leaf = Signed(name, issuer=root)
+    place = f"/{scope}/registrations/{name}"
+    status, started = ask(leaf, "PUT", f"{place}/register", {"registrationId": name})
+    assert (status, started["status"]) == (202, "assigning")
+    status, done = ask(leaf, "GET", f"{place}/operations/{started['operationId']}")
+    assert (status, done["registrationState"]["deviceId"]) == (200, name)
+    assert registry.get_device(name).authentication.type == "selfSigned"
+    other = f"/{scope}/registrations/{new_id()}/register"
+    assert ask(leaf, "PUT", other, {})[0] == 401
+    for path in ("/enrollmentGroups/by-https", "/kvedge/v1/authorities/https"):
+        assert call("DELETE", path)[0] == 204
