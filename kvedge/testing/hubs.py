@@ -4,7 +4,7 @@ Use it with `pytest_plugins = ["kvedge.testing.hubs"]` or import `hub` and `hub_
 It runs in a thread with an event loop of its own: the device client blocks its loop while it
 waits for the hub. `azure-iot-device` has port 8883 built in, so devices go through a small CONNECT
 proxy, which leads `*:8883` to the hub's MQTT port and `*:443` to its HTTPS port.
-Limits: one process, no real name resolution, SAS only.
+Limits: one process, no real name resolution.
 """
 
 from __future__ import annotations

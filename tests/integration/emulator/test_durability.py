@@ -13,7 +13,7 @@ import threading
 import pytest
 import requests.exceptions
 from azure.iot.hub import IoTHubRegistryManager
-from azure.iot.hub.models import Twin
+from azure.iot.hub.models import QuerySpecification, Twin
 from msrest.exceptions import ClientException
 
 
@@ -29,6 +29,7 @@ class Process:
         )
         line = self.child.stdout.readline()
         assert line.startswith("hub ready"), line
+        self.mqtt = int(line.rpartition(" ")[2])
 
     def manager(self):
         text = (self.folder / "service.connection").read_text()
@@ -165,6 +166,32 @@ def test_knobs_by_command(start, tmp_path):
     assert (second["tier"], second["latency_seconds"]) == ("F1", 0.1)
     third = turned("--off")
     assert (third["tier"], third["latency_seconds"], third["fail_status"]) == ("", 0, 0)
+
+
+def test_a_simulated_fleet_by_command(start, tmp_path):
+    """`kvedge hub simulate` registers its devices, connects them and ends on Ctrl-C."""
+    hub = start()
+    with subprocess.Popen(
+        [sys.executable, "-m", "kvedge", "hub", "simulate", "--devices", "5",
+         "--mix", "success=4,offline=1", "--tag", "site=lille", "--mqtt", f"127.0.0.1:{hub.mqtt}",
+         "--connection-file", str(tmp_path / "service.connection"),
+         "--ca", str(tmp_path / "pki" / "ca.crt")],
+        stdout=subprocess.PIPE, text=True,
+    ) as fleet:  # fmt: skip
+        try:
+            assert fleet.stdout.readline().startswith("5 devices run")
+            registry = hub.manager()
+            rows = registry.query_iot_hub(
+                QuerySpecification(query="SELECT * FROM devices WHERE tags.site = 'lille'")
+            ).items
+            assert len(rows) == 5
+            query = "SELECT * FROM devices.modules WHERE connectionState = 'Connected'"
+            rows = registry.query_iot_hub(QuerySpecification(query=query)).items
+            assert {row.module_id for row in rows} == {"$edgeAgent"}
+            assert len(rows) == 4
+        finally:
+            fleet.send_signal(signal.SIGINT)
+            assert fleet.wait(20) == 130
 
 
 def test_state_by_command(start, tmp_path):

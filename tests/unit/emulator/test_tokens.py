@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hmac
+
 import pytest
 from azure.iot.hub.sastoken import SasToken
 from hypothesis import given
@@ -56,3 +58,19 @@ def test_nothing_secret_is_shown():
     """Neither key nor signature are in a token's repr."""
     text = tokens.issue("a", KEY, expiry=1)
     assert "sig" not in repr(tokens.parse(text))
+
+
+def test_signatures_are_compared_in_constant_time(monkeypatch):
+    """Right or wrong, a signature goes through hmac.compare_digest whole."""
+    seen = []
+    compare = hmac.compare_digest
+
+    def watched(one, other):
+        seen.append((one, other))
+        return compare(one, other)
+
+    monkeypatch.setattr(hmac, "compare_digest", watched)
+    token = tokens.parse(tokens.issue("hub", KEY, expiry=9999999999))
+    assert token.signed_by(KEY)
+    assert not token.signed_by(tokens.new_key())
+    assert [len(one) == len(other) == 32 for one, other in seen] == [True, True]
