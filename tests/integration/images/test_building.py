@@ -284,35 +284,44 @@ def _elsewhere(tmp_path, program, *arguments):
     """
     home = tmp_path / "home"
     home.mkdir(mode=0o755)
-    packages = next(path for path in sys.path if path.endswith("site-packages"))
     mke2fs = tools.ensure(["mke2fs"])["mke2fs"]
-    shared = tmp_path / "tools"
-    processes.run(["cp", "-a", mke2fs.parents[1], shared], what="share mke2fs")
+    processes.run(["cp", "-a", mke2fs.parents[1], tmp_path / "tools"], what="share mke2fs")
+    # The interpreter and the checkout may lie where only their owner can look.
+    interpreter = Path(sys.executable).resolve().relative_to(sys.base_prefix)
+    places = {
+        "python": Path(sys.base_prefix),
+        "checkout": ROOT,
+        "packages": Path(next(path for path in sys.path if path.endswith("site-packages"))),
+    }
+    for name in places:
+        (tmp_path / name).mkdir()
     inner = [
         *("env", "-i", f"HOME={home}", f"KVEDGE_CACHE={home}/cache"),
-        f"PATH={shared}/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
-        *(f"PYTHONPATH={ROOT}:{packages}", "PYTHONDONTWRITEBYTECODE=1"),
-        *(Path(sys.executable).resolve(), "-P", "-c", program, *arguments),
+        f"PATH={tmp_path}/tools/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
+        f"PYTHONPATH={tmp_path}/checkout:{tmp_path}/packages",
+        f"LD_LIBRARY_PATH={tmp_path}/python/lib",
+        *("PYTHONDONTWRITEBYTECODE=1", tmp_path / "python" / interpreter),
+        *("-P", "-c", program, *arguments),
     ]
+    binds = "".join(f'mount --bind "{path}" "$1/{name}"; ' for name, path in places.items())
     if os.geteuid() != 0:
-        outer = ["unshare", "--user", "--map-root-user", "--map-auto"]
-        done = processes.run([*outer, *inner], what="build as root of a namespace", cwd=home)
-        return done.stdout.split()[-1]
-    for parent in (tmp_path, *tmp_path.parents[:2]):
-        parent.chmod(0o755)
-    os.chown(home, 4242, 4242)
-    # A copy of the whole folder: a single file's mount would go when somebody replaces that file.
-    processes.run(["cp", "-a", "/etc", tmp_path / "etc"], what="copy /etc")
-    with (tmp_path / "etc/passwd").open("a") as file:
-        file.write("builder:x:4242:4242::/nonexistent:/bin/sh\n")
-    for name in ("subuid", "subgid"):
-        (tmp_path / "etc" / name).write_text("builder:300000:65536\n")
-    script = 'mount --bind "$1/etc" /etc; cd "$1/home"; shift; exec "$@"'
-    outer = [
-        *("unshare", "--mount", "sh", "-euc", script, "sh", tmp_path),
-        *("setpriv", "--reuid=4242", "--regid=4242", "--clear-groups"),
-    ]
-    return processes.run([*outer, *inner], what="build as a user").stdout.split()[-1]
+        outer = ["unshare", "--user", "--map-root-user", "--map-auto", "--mount"]
+    else:
+        outer = ["unshare", "--mount"]
+        inner = ["setpriv", "--reuid=4242", "--regid=4242", "--clear-groups", *inner]
+        # A copy of the whole folder: a single file's mount would go when somebody replaces it.
+        processes.run(["cp", "-a", "/etc", tmp_path / "etc"], what="copy /etc")
+        with (tmp_path / "etc/passwd").open("a") as file:
+            file.write("builder:x:4242:4242::/nonexistent:/bin/sh\n")
+        for name in ("subuid", "subgid"):
+            (tmp_path / "etc" / name).write_text("builder:300000:65536\n")
+        binds += 'mount --bind "$1/etc" /etc; '
+        for parent in (tmp_path, *tmp_path.parents[:2]):
+            parent.chmod(0o755)
+        os.chown(home, 4242, 4242)
+    script = f'{binds}cd "$1/home"; shift; exec "$@"'
+    argv = [*outer, "sh", "-euc", script, "sh", tmp_path, *inner]
+    return processes.run(argv, what="build as somebody else").stdout.split()[-1]
 
 
 def test_root_and_user_make_the_same_layer(base, tmp_path):
