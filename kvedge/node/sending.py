@@ -52,7 +52,7 @@ class Counters:
 class PodLane:
     """Status patches and deletions of pods."""
 
-    def __init__(self, client: Client, counters: Counters, *, in_flight: int = 48) -> None:
+    def __init__(self, client: Client, counters: Counters, *, in_flight: int = 24) -> None:
         self._client = client
         self._slots = asyncio.Semaphore(in_flight)
         self.counters = counters
