@@ -93,6 +93,9 @@ class Admission:
             return Refusal("NodeAffinity", f"Pod was rejected: {text}")
         asked = requests_of(pod)
         for resource, amount in asked.items():
+            if "/" in resource and resource not in self._capacity:
+                # Resources of the whole cluster are on no node; the kubelet leaves them out too.
+                continue
             used, capacity = self._used[resource], self._capacity.get(resource, _NONE)
             if room_is_known and amount and used + amount > capacity:
                 unit = 1000 if resource == "cpu" else 1

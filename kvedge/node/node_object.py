@@ -93,6 +93,8 @@ class NodeKeeper:
         self._since: dict[str, tuple[str, str]] = {}
         """Status and transition time of each condition."""
         self._path = f"/api/v1/nodes/{spec.name}"
+        self._agreed: tuple[Any, ...] | None = None
+        """What the API server made of our last words; it may have normalised or refused some."""
         self._drifted = asyncio.Event()
         self.registered = asyncio.Event()
 
@@ -142,8 +144,28 @@ class NodeKeeper:
                         self._drifted.set()
                     elif kind == "MODIFIED" and self._is_doubted(node):
                         self._drifted.set()
+                    elif kind == "MODIFIED" and self._is_changed(node):
+                        _log.warning("node %s was changed and is put right", self._spec.name)
+                        self._uid = ""
+                        self._drifted.set()
         except errors.RemoteError as error:
             _log.warning("node %s is not watched: %s", self._spec.name, error)
+
+    def _is_changed(self, node: KubeObject) -> bool:
+        """Tell whether somebody else has changed what we say of the node."""
+        return bool(self._uid) and self._agreed not in (None, self._traits(node))
+
+    def _traits(self, node: KubeObject) -> tuple[Any, ...]:
+        """Return what of a node is ours to say: our labels, our taints, its capacity."""
+        labels, spec = node["metadata"].get("labels") or {}, self._spec
+        ours = {(taint["key"], taint["effect"]) for taint in spec.taints()}
+        taints = [t for t in node["spec"].get("taints") or () if (t["key"], t["effect"]) in ours]
+        capacity = (node.get("status") or {}).get("capacity") or {}
+        return (
+            {key: labels.get(key) for key in spec.all_labels()},
+            sorted((taint["key"], taint["effect"], taint.get("value", "")) for taint in taints),
+            {key: capacity.get(key) for key in spec.capacity},
+        )
 
     def _is_doubted(self, node: KubeObject) -> bool:
         """Tell whether the node lifecycle controller has marked the node as silent."""
@@ -228,7 +250,8 @@ class NodeKeeper:
                 "systemUUID": "",
             },
         }
-        await self._client.patch(f"{self._path}/status", {"status": status}, "strategic")
+        made = await self._client.patch(f"{self._path}/status", {"status": status}, "strategic")
+        self._agreed = self._traits(made)
 
     def _condition(self, kind: str, status: str, reason: str, message: str) -> dict[str, str]:
         before, since = self._since.get(kind, ("", ""))

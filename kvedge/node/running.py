@@ -135,7 +135,8 @@ class VirtualNode:
             }
             keeper = NodeKeeper(client, self.spec, self.provider.health)
             await self._first_pods(engine)
-            ends.add(tasks.spawn(keeper.run(), "node"))
+            keeping = tasks.spawn(keeper.run(), "node")
+            ends.add(keeping)
             if election is not None:
                 ends.add(tasks.spawn(election.hold(), "lease"))
             registered = tasks.spawn(keeper.registered.wait(), "registered")
@@ -150,6 +151,8 @@ class VirtualNode:
                     async with asyncio.timeout(_FLUSH_SECONDS):
                         await engine.events.flush()
                         if election is None:
+                            keeping.cancel()
+                            await asyncio.wait((keeping,))
                             await keeper.shut_down()
             await self.provider.stop()
             return stop.is_set()

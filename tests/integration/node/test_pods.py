@@ -258,3 +258,76 @@ async def test_node_is_made_again(client, start_node):
         assert {"key": "virtual-kubelet.io/provider", "value": "mock", "effect": "NoSchedule"} in (
             found["spec"]["taints"]
         )
+
+
+async def test_node_is_put_right(client, start_node):
+    """Labels, taint and capacity that somebody changes come back; others' own additions stay."""
+    async with start_node() as node:
+        path = f"/api/v1/nodes/{node.spec.name}"
+        await client.patch(path, {"metadata": {"labels": {"mine": "1", "type": None}}})
+        await client.patch(path, {"spec": {"taints": [{"key": "other", "effect": "NoSchedule"}]}})
+        capacity = {"status": {"capacity": {"cpu": "1"}}}
+        await client.patch(f"{path}/status", capacity, "strategic")
+
+        async def right():
+            found = await client.get(path)
+            labels, taints = found["metadata"]["labels"], found["spec"]["taints"]
+            assert labels["type"] == "virtual-kubelet"
+            assert labels["mine"] == "1"
+            assert {taint["key"] for taint in taints} == {"other", "virtual-kubelet.io/provider"}
+            assert found["status"]["capacity"]["cpu"] == "100"
+            return True
+
+        await until_async(right)
+
+
+async def test_stopping_node_says_so(client, start_node):
+    """A node that ends in good order is not Ready at once, with a reason."""
+    async with start_node() as node:
+        path = f"/api/v1/nodes/{node.spec.name}"
+    found = await client.get(path)
+    ready = next(c for c in found["status"]["conditions"] if c["type"] == "Ready")
+    assert (ready["status"], ready["reason"]) == ("False", "NodeShutdown")
+
+
+async def test_what_cannot_fit_is_refused(client, namespace, start_node):
+    """A pod that is too large has failed with the kubelet's reason, and room comes back."""
+    pods = f"/api/v1/namespaces/{namespace}/pods"
+    provider = Recording()
+
+    def sized(name, cpu):
+        return pod(name, node.spec.name, container={"resources": {"requests": {"cpu": cpu}}})
+
+    async with start_node(provider=provider) as node:
+        await until_async(node.engine.synced.is_set)
+        await client.post(pods, sized("large", "80"))
+        await client.post(pods, sized("too-much", "30"))
+
+        async def phases():
+            listed = await client.get(pods)
+            return {
+                p["metadata"]["name"]: (p["status"].get("phase"), p["status"].get("reason"))
+                for p in listed["items"]
+            }
+
+        async def decided():
+            found = await phases()
+            return "Pending" not in {phase for phase, _ in found.values()} and found
+
+        found = await until_async(decided)
+        assert found == {"large": ("Running", None), "too-much": ("Failed", "OutOfcpu")}
+        assert ("create", "too-much") not in provider.calls
+        await client.delete(f"{pods}/large")
+
+        async def left():
+            return "large" not in await phases()
+
+        await until_async(left)
+        await client.post(pods, sized("next", "90"))
+
+        async def runs():
+            return (await phases())["next"] == ("Running", None)
+
+        await until_async(runs)
+        await node.engine.events.flush()
+        assert "OutOfcpu" in await _events(client, namespace)

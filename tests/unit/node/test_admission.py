@@ -60,11 +60,12 @@ def test_room_comes_back():
     assert refused(admission, pod("4")) is None
 
 
-def test_unknown_resources_are_not_there():
-    """A device plug-in's resource that the node does not have cannot be had."""
+def test_extended_resources():
+    """One that the node has is counted; one that no node has is none of its business."""
     wanted = pod()
-    wanted["spec"]["containers"][0]["resources"]["requests"]["example.com/gpu"] = "1"
-    assert refused(node(), wanted) == "OutOfexample.com/gpu"
+    wanted["spec"]["containers"][0]["resources"]["requests"]["example.com/gpu"] = "2"
+    assert refused(node(), wanted) is None
+    assert refused(node(**{"example.com/gpu": "1"}), wanted) == "OutOfexample.com/gpu"
 
 
 def test_affinity():
