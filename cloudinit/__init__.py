@@ -6,7 +6,7 @@ checks against the guest's schema (`validate`, `lint`) and the disks they travel
 
 from __future__ import annotations
 
-from cloudinit.checking import lint, validate
+from cloudinit.checking import lint, time_zone, validate
 from cloudinit.edge_config import (
     Agent,
     DpsSymmetricKey,
@@ -48,5 +48,6 @@ __all__ = [
     "render_edge_config",
     "render_network",
     "seed",
+    "time_zone",
     "validate",
 ]

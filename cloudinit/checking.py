@@ -10,7 +10,7 @@ import yaml
 
 from kvedge import errors
 
-__all__ = ["INLINE_LIMIT", "lint", "validate"]
+__all__ = ["INLINE_LIMIT", "lint", "time_zone", "validate"]
 
 INLINE_LIMIT = 2048
 """Bytes of user data that KubeVirt takes in a VM's spec (vmi-create-admitter.go)."""
@@ -101,6 +101,12 @@ def lint(text: str, *, inline: bool = False) -> list[errors.Problem]:
                 )
             )
     return problems
+
+
+def time_zone(text: str) -> str:
+    """Return the time zone that user data asks for, or nothing."""
+    document, problems = _parsed(text)
+    return str(document.get("timezone") or "") if not problems else ""
 
 
 def _parsed(text: str) -> tuple[Any, list[errors.Problem]]:

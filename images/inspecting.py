@@ -28,7 +28,15 @@ from kvedge import errors
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["inspect", "overview", "packages_of", "scan", "scan_disk", "schema"]
+__all__ = [
+    "has_time_zone",
+    "inspect",
+    "overview",
+    "packages_of",
+    "scan",
+    "scan_disk",
+    "schema",
+]
 
 
 def _keys() -> dict[str, tuple[str, Callable[[], str]]]:
@@ -186,6 +194,16 @@ def packages_of(source: str) -> dict[str, str]:
         return dict(lock.packages)
     with _tree(source) as tree:
         return {one.name: one.version for one in scanning.packages(tree)}
+
+
+def has_time_zone(name: str, zone: str) -> bool:
+    """Whether a disk knows a time zone; cloud-init fails on one that it does not.
+
+    Raises:
+        KvedgeError: it is not built or pulled.
+    """
+    with _tree(name) as tree:
+        return tree.read(f"usr/share/zoneinfo/{zone}") is not None
 
 
 def schema(name: str) -> dict[str, Any]:

@@ -66,6 +66,15 @@ def check(file: Path, image_name: str, inline: bool, lint_only: bool) -> None:
 
         schema = inspecting.schema(image_name)
         problems += [one for one in printing.validate(text, schema) if one not in problems]
+        zone = printing.time_zone(text)
+        if zone and not inspecting.has_time_zone(image_name, zone):
+            problems.append(
+                errors.Problem(
+                    path="timezone",
+                    message=f"image {image_name!r} does not know {zone!r}",
+                    hint="add the package tzdata to a recipe of your own",
+                )
+            )
     if problems:
         raise errors.SpecError(str(file), problems)
     click.echo(f"{file}: fine")

@@ -1,10 +1,13 @@
 """Looking into a really built image: its schema, its packages, its clean tree."""
 
+import click.testing
 import pytest
 
 import cloudinit
 import images
 from images import inspecting
+from kvedge import errors
+from kvedge.cli.cloudinit import cloudinit as cloudinit_commands
 
 pytestmark = pytest.mark.timeout(1200)
 NAME = "debian-12-edge"
@@ -60,3 +63,12 @@ def test_facts_are_complete(built):
         "application/vnd.in-toto+json",
     ]
     assert built.size < 210 * 10**6
+
+
+def test_a_time_zone_that_the_image_lacks_is_told(built, tmp_path):
+    """The command looks the zone up in the very image, since cloud-init would fail on it."""
+    file = tmp_path / "user-data.yaml"
+    file.write_text("#cloud-config\ntimezone: Europe/Paris\n")
+    result = click.testing.CliRunner().invoke(cloudinit_commands, ["check", str(file)])
+    assert isinstance(result.exception, errors.SpecError)
+    assert [problem.path for problem in result.exception.problems] == ["timezone"]

@@ -39,6 +39,13 @@ def test_traps_are_found():
     ]  # fmt: skip
 
 
+def test_the_time_zone_is_found():
+    """What the guest will be asked for, to be looked up in the very image."""
+    assert cloudinit.time_zone("#cloud-config\ntimezone: Europe/Paris\n") == "Europe/Paris"
+    assert cloudinit.time_zone("#cloud-config\n{}\n") == ""
+    assert cloudinit.time_zone("nonsense") == ""
+
+
 def test_broken_yaml_is_told():
     """Text that is no YAML is one problem."""
     assert _paths(cloudinit.lint("#cloud-config\na: [")) == ["userdata"]
