@@ -20,7 +20,7 @@ from kvedge.node.usage import Meter, resource_metrics
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
     from kvedge.node.access_review import Reviewer
     from kvedge.node.node_object import NodeSpec
@@ -218,6 +218,9 @@ class KubeletApi:
     async def _logs(self, request: web.Request) -> web.StreamResponse:
         pod, container = self._container(request, "read logs of")
         query = request.query
+        if query.get("stream", "All") != "All":
+            text = f"provider {self._provider.name!r} does not keep the streams apart"
+            raise errors.Unsupported("stream", text)
         options = LogOptions(
             tail=_number(query, "tailLines"),
             follow=query.get("follow") == "true",
@@ -227,12 +230,12 @@ class KubeletApi:
             previous=query.get("previous") == "true",
             limit_bytes=_number(query, "limitBytes"),
         )
-        stream = self._provider.logs(pod, container, options)
-        answer = web.StreamResponse(headers={"Content-Type": "text/plain"})
+        stream = _limited(self._provider.logs(pod, container, options), options.limit_bytes)
         if not options.follow:
-            # The first piece is awaited before the head goes out, so that a failure has a status.
+            # All of it is read before the head goes out, so that a failure has a status.
             pieces = [piece async for piece in stream]
             return web.Response(body=b"".join(pieces), content_type="text/plain")
+        answer = web.StreamResponse(headers={"Content-Type": "text/plain"})
         await answer.prepare(request)
         async for piece in stream:
             await answer.write(piece)
@@ -269,6 +272,17 @@ class KubeletApi:
         leading = int(self.engine is not None)
         lines += ["# TYPE kvedge_node_leader gauge", f"kvedge_node_leader {leading}", ""]
         return web.Response(text="\n".join(lines), headers={"Content-Type": _TEXT})
+
+
+async def _limited(pieces: AsyncIterator[bytes], limit: int | None) -> AsyncIterator[bytes]:
+    """Yield no more than a number of bytes; None yields all."""
+    left = limit
+    async for piece in pieces:
+        yield piece if left is None else piece[:left]
+        if left is not None:
+            left -= len(piece)
+            if left <= 0:
+                return
 
 
 def _number(query: Any, name: str) -> int | None:

@@ -132,6 +132,10 @@ async def test_logs(kubelet, namespace):
         assert await answer.text() == "c of a line 3\nc of a line 4\n"
     async with kubelet.get(f"{path}/c", params={"follow": "true"}) as answer:
         assert (await answer.text()).count("\n") == 5
+    async with kubelet.get(f"{path}/c", params={"limitBytes": "20"}) as answer:
+        assert await answer.text() == "c of a line 0\nc of a"
+    async with kubelet.get(f"{path}/c", params={"stream": "Stderr"}) as answer:
+        assert answer.status == 400
     async with kubelet.get(f"{path}/x") as answer:
         assert answer.status == 404
     async with kubelet.get(f"{path}/c", params={"tailLines": "x"}) as answer:
