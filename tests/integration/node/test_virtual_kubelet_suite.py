@@ -1,4 +1,4 @@
-"""Virtual Kubelet's own end-to-end suite, unmodified, against our nodes on a whole local site."""
+"""Virtual Kubelet's own end-to-end suite, unmodified, against the connector on a local site."""
 
 from __future__ import annotations
 
@@ -79,46 +79,6 @@ def run_suite(site, suite: str, name: str) -> None:
     text = done.stdout + done.stderr
     assert text.count("--- PASS: TestVirtualKubelet/") == TESTS, text
     assert done.returncode == 0, text
-
-
-def test_mock_node(site, suite, tmp_path):
-    """The mock passes nine of nine."""
-    name = "suite-mock"
-    config = tmp_path / "capacity.json"
-    config.write_text(json.dumps({name: {"cpu": "100", "memory": "1Ti", "pods": "1000"}}))
-    arguments = ["node", "run", "--nodename", name, "--provider-config", str(config)]
-    env = {"APISERVER_CA_CERT_LOCATION": str(site.folder.pki / "cluster-ca.crt")}
-    with running(site, name, *arguments, log=tmp_path / "node.log", env=env):
-        run_suite(site, suite, name)
-        node_is_looked_into(site, name)
-
-
-def node_is_looked_into(site, name: str) -> None:
-    """Read all that a kubelet serves, and run a command, through the API server."""
-    proxy = f"/api/v1/nodes/{name}/proxy"
-
-    def read(path: str) -> str:
-        return kubectl(site, "get", "--raw", f"{proxy}/{path}").stdout
-
-    assert read("healthz") == "ok"
-    assert json.loads(read("configz"))["kubeletconfig"]["kind"] == "KubeletConfiguration"
-    assert json.loads(read("stats/summary"))["node"]["nodeName"] == name
-    assert json.loads(read("pods"))["kind"] == json.loads(read("runningpods"))["kind"] == "PodList"
-    assert "# TYPE pod_cpu_usage_seconds_total counter" in read("metrics/resource")
-    assert "kvedge_node_leader 1" in read("metrics")
-    body = {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": "echo"},
-        "spec": {"nodeName": name, "containers": [{"name": "main", "image": "none"}]},
-    }
-    kubectl(site, "apply", "-f", "-", stdin=json.dumps(body))
-    try:
-        kubectl(site, "wait", "pod", "echo", "--for=condition=Ready", "--timeout=30s")
-        assert kubectl(site, "exec", "echo", "--", "hello", "you").stdout == "hello you\n"
-        assert kubectl(site, "exec", "echo", "--", "exit", "3", check=False).returncode == 3
-    finally:
-        kubectl(site, "delete", "pod", "echo", "--wait=false")
 
 
 def test_connector_on_simulated_devices(site, suite, tmp_path):
