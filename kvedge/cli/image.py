@@ -112,6 +112,7 @@ def inspect(name: str, output: str) -> None:
         _common.emit(facts)
         return
     packages = facts.pop("packages", [])
+    stale = facts.pop("stale", [])
     layers = facts.pop("layers")
     attached = facts.pop("attached")
     _common.table(("FIELD", "VALUE"), list(facts.items()))
@@ -120,6 +121,11 @@ def inspect(name: str, output: str) -> None:
     )
     if attached:
         _common.table(("ATTACHED", "TYPE"), [(one["digest"], one["type"]) for one in attached])
+    if stale:
+        _common.table(
+            ("STALE IN THE LOCK", "LOCKED", "BUILT"),
+            [(one["package"], one["before"], one["after"]) for one in stale],
+        )
     if packages:
         _common.table(
             ("PACKAGE", "VERSION", "KIB"),
