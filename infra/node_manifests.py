@@ -1,6 +1,7 @@
-"""Pure builders of the connector's objects: identity, rights, Secret and Deployment.
+"""Pure builders of the connector's objects: identity, rights, Secret, Deployment and guards.
 
-The rights are what the virtual node does and no more; leases are granted by namespace.
+The rights are what the virtual node does and no more. The chart iot-edge-connector renders the same
+objects; a test compares the two.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from kvedge import spec
     from kvedge.wire import KubeObject
 
-__all__ = ["connector", "deployment", "hub_secret", "rights", "secret_name"]
+__all__ = ["connector", "deployment", "guards", "hub_secret", "rights", "secret_name"]
 
 HUB_KEY = "hub0-cs"
 """Key of the hub's connection string in the connector's Secret, as its predecessor named it."""
@@ -22,6 +23,7 @@ _CA_FOLDER = "/run/kvedge/hub-ca"
 _CA_KEY = "ca.pem"
 _NODE_LEASES = "kube-node-lease"
 _USER = 65532
+_PORT = 10250
 
 
 def connector(environment: spec.Environment) -> spec.Connector:
@@ -49,9 +51,6 @@ def rights(environment: spec.Environment) -> list[KubeObject]:
     name = connector(environment).node_name
     namespace = environment.cluster.namespace
     subject = {"kind": "ServiceAccount", "name": name, "namespace": namespace}
-    leases = [
-        _rule("coordination.k8s.io", "leases", "get", "list", "watch", "create", "update", "patch")
-    ]
     found: list[KubeObject] = [
         {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": _metadata(environment, name)},
         {
@@ -59,33 +58,66 @@ def rights(environment: spec.Environment) -> list[KubeObject]:
             "kind": "ClusterRole",
             "metadata": _metadata(environment, name, clusterwide=True),
             "rules": [
-                _rule("", "pods", "get", "list", "watch", "patch", "delete"),
-                _rule("", "pods/status", "get", "patch", "update"),
-                _rule("", "nodes", "get", "list", "watch", "create", "update", "patch", "delete"),
-                _rule("", "nodes/status", "get", "patch", "update"),
-                _rule("", "configmaps secrets services", "get", "list", "watch"),
-                _rule("", "events", "create", "patch"),
-                _rule("events.k8s.io", "events", "create", "patch"),
+                _rule("", "nodes", "create"),
+                _rule("", "nodes", "get", "list", "watch", "patch", only=name),
+                _rule("", "nodes/status", "patch", only=name),
+                _rule("", "namespaces", "get", only="kube-system"),
                 _rule("authentication.k8s.io", "tokenreviews", "create"),
                 _rule("authorization.k8s.io", "subjectaccessreviews", "create"),
+                _rule("", "pods", "get", "list", "watch", "delete"),
+                _rule("", "pods/status", "patch"),
+                _rule("", "configmaps", "get", "list", "watch"),
+                # By name only, as kubelets may: no list of all Secrets.
+                _rule("", "secrets", "get"),
+                _rule("", "events", "create"),
             ],
         },
         _binding("ClusterRoleBinding", "ClusterRole", name, subject,
                  _metadata(environment, name, clusterwide=True)),
     ]  # fmt: skip
-    for place in (_NODE_LEASES, namespace):
+    for place, lease, verb in (
+        (_NODE_LEASES, name, "patch"),
+        (namespace, f"kvedge-{name}", "update"),
+    ):
         role = f"{name}-leases"
+        metadata = {**_metadata(environment, role), "namespace": place}
         found.append(
             {
                 "apiVersion": "rbac.authorization.k8s.io/v1",
                 "kind": "Role",
-                "metadata": {**_metadata(environment, role), "namespace": place},
-                "rules": leases,
+                "metadata": metadata,
+                "rules": [
+                    _rule("coordination.k8s.io", "leases", "create"),
+                    _rule("coordination.k8s.io", "leases", "get", verb, only=lease),
+                ],
             }
         )
-        metadata = {**_metadata(environment, role), "namespace": place}
-        found.append(_binding("RoleBinding", "Role", role, subject, metadata))
+        found.append(_binding("RoleBinding", "Role", role, subject, dict(metadata)))
     return found
+
+
+def guards(environment: spec.Environment) -> list[KubeObject]:
+    """Return what protects the connector's pods: disruption budget and network policy."""
+    name = connector(environment).node_name
+    selector = {"matchLabels": _selector(name)}
+    return [
+        {
+            "apiVersion": "policy/v1",
+            "kind": "PodDisruptionBudget",
+            "metadata": _metadata(environment, name),
+            "spec": {"maxUnavailable": 1, "selector": selector},
+        },
+        {
+            "apiVersion": "networking.k8s.io/v1",
+            "kind": "NetworkPolicy",
+            "metadata": _metadata(environment, name),
+            "spec": {
+                "podSelector": selector,
+                "policyTypes": ["Ingress"],
+                "ingress": [{"ports": [{"protocol": "TCP", "port": _PORT}]}],
+            },
+        },
+    ]
 
 
 def deployment(environment: spec.Environment, image: Any, content: Any) -> KubeObject:
@@ -97,7 +129,7 @@ def deployment(environment: spec.Environment, image: Any, content: Any) -> KubeO
     """
     wanted = connector(environment)
     name = wanted.node_name
-    selector = {"app.kubernetes.io/name": "iot-edge-connector", "app.kubernetes.io/instance": name}
+    selector = _selector(name)
     secret = secret_name(environment)
     env: list[dict[str, Any]] = [
         {
@@ -107,7 +139,7 @@ def deployment(environment: spec.Environment, image: Any, content: Any) -> KubeO
         _field("POD_NAME", "metadata.name"),
         _field("POD_NAMESPACE", "metadata.namespace"),
         _field("VKUBELET_POD_IP", "status.podIP"),
-        {"name": "KUBELET_PORT", "value": "10250"},
+        {"name": "KUBELET_PORT", "value": str(_PORT)},
     ]
     if environment.cluster.identifier:
         env.append({"name": "KVEDGE_CLUSTER_ID", "value": environment.cluster.identifier})
@@ -115,7 +147,18 @@ def deployment(environment: spec.Environment, image: Any, content: Any) -> KubeO
         "name": "connector",
         "image": image,
         "args": ["connector", "run", "--node-name", name],
-        "ports": [{"name": "kubelet", "containerPort": 10250, "protocol": "TCP"}],
+        "ports": [{"name": "kubelet", "containerPort": _PORT, "protocol": "TCP"}],
+        "livenessProbe": {
+            "httpGet": {"path": "/livez", "port": "kubelet", "scheme": "HTTPS"},
+            "periodSeconds": 10,
+            "timeoutSeconds": 5,
+            "failureThreshold": 12,
+        },
+        "readinessProbe": {
+            "httpGet": {"path": "/readyz", "port": "kubelet", "scheme": "HTTPS"},
+            "periodSeconds": 5,
+            "timeoutSeconds": 5,
+        },
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
@@ -173,8 +216,13 @@ def deployment(environment: spec.Environment, image: Any, content: Any) -> KubeO
     }
 
 
-def _rule(group: str, resources: str, *verbs: str) -> dict[str, Any]:
-    return {"apiGroups": [group], "resources": resources.split(), "verbs": list(verbs)}
+def _selector(name: str) -> dict[str, str]:
+    return {"app.kubernetes.io/name": "iot-edge-connector", "app.kubernetes.io/instance": name}
+
+
+def _rule(group: str, resource: str, *verbs: str, only: str = "") -> dict[str, Any]:
+    rule: dict[str, Any] = {"apiGroups": [group], "resources": [resource], "verbs": list(verbs)}
+    return {**rule, "resourceNames": [only]} if only else rule
 
 
 def _binding(

@@ -35,6 +35,8 @@ _NAMESPACED = (
     ("rbac.authorization.k8s.io/v1", "RoleBinding"),
     ("rbac.authorization.k8s.io/v1", "Role"),
     ("v1", "ServiceAccount"),
+    ("policy/v1", "PodDisruptionBudget"),
+    ("networking.k8s.io/v1", "NetworkPolicy"),
 )
 _CLUSTERWIDE = (
     ("rbac.authorization.k8s.io/v1", "ClusterRoleBinding"),

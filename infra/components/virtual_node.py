@@ -33,6 +33,8 @@ class VirtualNode(pulumi.ComponentResource):
             place = f"{metadata['namespace']}-" if obj["kind"] in ("Role", "RoleBinding") else ""
             logical = f"{place}{metadata['name']}-{obj['kind'].lower()}"
             before.append(Manifest(logical, obj, child))
+        for obj in node_manifests.guards(environment):
+            Manifest(f"{name}-{obj['kind'].lower()}", obj, child)
         secret = node_manifests.hub_secret(environment, connection_string, authority)
         digest = hashlib.sha256(json.dumps(secret["data"], sort_keys=True).encode()).hexdigest()
         secret["data"] = pulumi.Output.secret(secret["data"])

@@ -85,6 +85,14 @@ class Session:
         channel.exec_command(command)
         return _interact(channel)
 
+    def start(self, command: str, *, size: tuple[int, int] | None = None) -> paramiko.Channel:
+        """Start a command and return its channel; with columns and rows it gets a terminal."""
+        channel = self._open(tty=False)
+        if size:
+            channel.get_pty("xterm", *size)
+        channel.exec_command(command)
+        return channel
+
     def _open(self, *, tty: bool) -> paramiko.Channel:
         transport = self._client.get_transport()
         if transport is None:

@@ -9,11 +9,10 @@ from pathlib import Path
 import click
 
 from kvedge import errors
-from kvedge.redact import Secret, redacted
+from kvedge.cli._nodes import node_options, serving_of, start_logging, taint_of
+from kvedge.redact import Secret
 
 __all__ = ["connector"]
-
-_POD = ("VKUBELET_POD_IP", "POD_IP")
 
 
 @click.group()
@@ -31,9 +30,30 @@ def connector() -> None:
     help="Name of the node.",
 )
 @click.option(
-    "--kubeconfig",
+    "--nodes-file",
+    envvar="KVEDGE_NODES_FILE",
     type=click.Path(path_type=Path),
-    help="Kubeconfig file; default KUBECONFIG, else the pod's account.",
+    help="File with several nodes, each on a hub; then the options of one node do not count.",
+)
+@click.option(
+    "--namespace",
+    envvar="KVEDGE_NAMESPACE",
+    default="",
+    help="Take pods of this namespace only.",
+)
+@click.option(
+    "--exec-key-file",
+    "exec_key",
+    envvar="KVEDGE_EXEC_KEY_FILE",
+    type=click.Path(path_type=Path),
+    help="Private ssh key for kubectl exec into VMs of this cluster; without it exec is refused.",
+)
+@click.option(
+    "--exec-user",
+    envvar="KVEDGE_EXEC_USER",
+    default="edge",
+    show_default=True,
+    help="User in those VMs.",
 )
 @click.option(
     "--hub-connection-string-file",
@@ -91,42 +111,24 @@ def connector() -> None:
     default="",
     help="Target condition of pods that name none; empty refuses them.",
 )
-@click.option("--address", envvar=list(_POD), default="", help="Address of this pod.")
-@click.option(
-    "--kubelet-port",
-    envvar="KUBELET_PORT",
-    type=click.IntRange(0, 65535),
-    default=10250,
-    show_default=True,
-    help="Port of the kubelet API.",
-)
 @click.option(
     "--leader-elect/--no-leader-elect",
     envvar="KVEDGE_LEADER_ELECT",
     default=None,
     help="Let one of several replicas lead; default: inside a pod only.",
 )
-@click.option("--disable-taint", is_flag=True, help="Do not keep other pods off the node.")
-@click.option(
-    "--unsafe-anonymous-reads",
-    is_flag=True,
-    help="Let anybody read pods, statistics and metrics; for test suites only.",
-)
-@click.option(
-    "--log-level",
-    envvar="KVEDGE_LOG_LEVEL",
-    default="info",
-    show_default=True,
-    type=click.Choice(["debug", "info", "warning", "error"], case_sensitive=False),
-)
+@node_options
 def run(
     node_name: str,
+    nodes_file: Path | None,
     kubeconfig: Path | None,
+    hub_units: int,
     hub_connection_string_file: Path | None,
     hub_ca_file: Path | None,
     leader_elect: bool | None,
     address: str,
     kubelet_port: int,
+    serving_certificate: str,
     unsafe_anonymous_reads: bool,
     disable_taint: bool,
     default_target_condition: str,
@@ -136,58 +138,50 @@ def run(
     """Run a virtual node whose pods become deployments of an IoT Hub."""
     import uvloop
 
+    from kvedge.connector.nodes import NodeOptions, nodes_from_file
     from kvedge.connector.running import ConnectorOptions
     from kvedge.connector.running import run as run_connector
-    from kvedge.node.running import Serving
 
-    logging.basicConfig(
-        level=log_level.upper(), format="%(asctime)s %(levelname).1s %(name)s: %(message)s"
-    )
+    start_logging(log_level)
     logging.getLogger("azure").setLevel(logging.WARNING)
     logging.getLogger("msrest").setLevel(logging.WARNING)
     logging.getLogger("urllib3").setLevel(logging.ERROR)
     in_pod = bool(os.environ.get("POD_NAME"))
     elect = in_pod if leader_elect is None else leader_elect
-    serving = Serving(
-        listen=address or "0.0.0.0",
-        port=kubelet_port,
-        certificate=_file("APISERVER_CERT_LOCATION"),
-        key=_file("APISERVER_KEY_LOCATION"),
-        client_ca=_file("APISERVER_CA_CERT_LOCATION"),
+    serving = serving_of(
+        address=address,
+        kubelet_port=kubelet_port,
+        serving_certificate=serving_certificate,
         unsafe_anonymous_reads=unsafe_anonymous_reads,
     )
+    one = NodeOptions(
+        name=node_name,
+        connection_string=_connection_string(hub_connection_string_file, nodes_file),
+        hub_units=hub_units,
+        default_condition=default_target_condition,
+    )
     options = ConnectorOptions(
-        node_name=node_name,
-        connection_string=_connection_string(hub_connection_string_file),
+        nodes=nodes_from_file(nodes_file) if nodes_file else (one,),
         hub_ca=hub_ca_file,
         address=address or "127.0.0.1",
         kubeconfig=kubeconfig,
         serving=serving,
         leader_namespace=os.environ.get("POD_NAMESPACE", "default") if elect else "",
-        default_condition=default_target_condition,
+        taint=taint_of("iotedge"),
         no_taint=disable_taint,
         **rest,  # type: ignore[arg-type]
     )
     uvloop.run(run_connector(options))
 
 
-def _connection_string(path: Path | None) -> Secret:
+def _connection_string(path: Path | None, nodes_file: Path | None) -> Secret:
+    from kvedge.connector.nodes import read_secret
+
     text = os.environ.get("HUB_CONNECTION_STRING", "").strip()
-    if text:
+    if text or nodes_file:
         return Secret(text)
     if path is None:
         raise errors.KvedgeError(
             "no hub is given", hint="set HUB_CONNECTION_STRING or --hub-connection-string-file"
         )
-    try:
-        return Secret(path.read_text(encoding="utf-8").strip())
-    except OSError as cause:
-        raise errors.KvedgeError(
-            f"cannot read {redacted(str(path))!r}: {cause.strerror}",
-            hint="it is the file with the hub's connection string",
-        ) from cause
-
-
-def _file(variable: str) -> Path | None:
-    value = os.environ.get(variable, "")
-    return Path(value) if value else None
+    return read_secret(path)

@@ -33,9 +33,16 @@ class Devices:
     def __len__(self) -> int:
         return len(self._reports)
 
-    def of(self, deployment: str) -> Sequence[DeviceReport]:
-        """Return the reports of the devices that a deployment targets."""
-        return self._by_deployment.get(deployment, ())
+    def of(self, *deployments: str) -> Sequence[DeviceReport]:
+        """Return the reports of the devices that any of these deployments targets."""
+        if len(deployments) == 1:
+            return self._by_deployment.get(deployments[0], ())
+        found = {
+            report.device: report
+            for deployment in deployments
+            for report in self._by_deployment.get(deployment, ())
+        }
+        return [found[device] for device in sorted(found)]
 
     async def poll(self) -> None:
         """Read all reports."""

@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kvedge import edge, errors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from collections.abc import Set as AbstractSet
 
     from kvedge.connector.settings import Settings
@@ -57,6 +57,9 @@ class Ledger:
         self._slots = asyncio.Lock()
         self.loaded = False
 
+    def __len__(self) -> int:
+        return len(self._known)
+
     def __contains__(self, deployment: str) -> bool:
         return deployment in self._known
 
@@ -94,6 +97,28 @@ class Ledger:
         """Return a deployment's effective priority; 0 if it is not known."""
         entry = self._known.get(deployment)
         return entry.get("priority", 0) if entry else 0
+
+    def content(self, deployment: str) -> Mapping[str, Mapping[str, Any]]:
+        """Return the modules' part of a deployment's content; empty if it is not known."""
+        entry = self._known.get(deployment)
+        return (entry.get("content") or {}).get("modulesContent") or {} if entry else {}
+
+    def is_given_up(self, deployment: str) -> bool:
+        """Tell whether a revision was rolled back: it says so and an older one is above it."""
+        entry = self._known.get(deployment)
+        if entry is None or edge.LABEL_ROLLED_BACK not in (entry.get("labels") or {}):
+            return False
+        others = self.of_workload(workload_of(entry))
+        return max(o.get("priority", 0) for o in others) > entry.get("priority", 0)
+
+    async def roll_back(self, deployment: str, good: str, now: str) -> None:
+        """Put the last good revision above one that did not become ready, which stays known."""
+        entry = self._known[deployment]
+        labels = {**(entry.get("labels") or {}), edge.LABEL_ROLLED_BACK: now}
+        made = await self._hub.update_configuration({**entry, "labels": labels})
+        self._note(deployment, made)
+        await self.lift(good)
+        _log.warning("deployment %s rolled back to %s", deployment, good)
 
     def _taken(self) -> set[int]:
         return {entry.get("priority", 0) for entry in self._known.values()} | set(self._unsure)

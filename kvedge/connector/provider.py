@@ -16,21 +16,24 @@ from typing import TYPE_CHECKING, Any
 from kvedge import edge, errors, iothub
 from kvedge.connector import logs as module_logs
 from kvedge.connector.devices import Devices
-from kvedge.connector.ledger import Ledger, workload_of
-from kvedge.edge import face
+from kvedge.connector.ledger import Ledger
+from kvedge.connector.packing import Packs
+from kvedge.connector.superseding import Superseding
+from kvedge.edge import face, packing
 from kvedge.edge.legacy import legacy_config_maps
-from kvedge.node.provider import Health, LogOptions, Outcome
+from kvedge.node.provider import Health, LogOptions, Outcome, Provider
 from kvedge.node.runtime import Tasks
 from kvedge.node.sending import timestamp
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Sequence
 
+    from kvedge.connector.executing import Executing
     from kvedge.connector.settings import Settings
     from kvedge.edge import Revision
     from kvedge.iothub import Hub
-    from kvedge.node.provider import Reporter, Work
-    from kvedge.wire import Configuration, KubeObject
+    from kvedge.node.provider import Reporter, Terminal, Work
+    from kvedge.wire import KubeObject
 
 __all__ = ["IotEdgeProvider"]
 
@@ -43,23 +46,28 @@ _FAST_SECONDS = 2.0
 """Polling while something has changed and does not run yet."""
 _UNSETTLED_SECONDS = 180.0
 _SPARE_QUERIES = 6
+_NODE_LOOKED_DEAD = ("DeletionByTaintManager", "DeletionByPodGC")
 Workload = tuple[str, str]
 
 
-class IotEdgeProvider:
+class IotEdgeProvider(Provider):
     """Runs the pods of one virtual node on the devices of one hub."""
 
     name = "iotedge"
     service_links = False  # a device reaches no Service of the cluster
 
-    def __init__(self, hub: Hub, settings: Settings) -> None:
-        self._hub, self._settings = hub, settings
+    def __init__(self, hub: Hub, settings: Settings, executing: Executing | None = None) -> None:
+        """Serve one node on a hub; with `executing`, modules in our own VMs can be entered."""
+        self._hub, self._settings, self._executing = hub, settings, executing
         self._ledger = Ledger(hub, settings)
         self._devices = Devices(hub)
         self._tasks = Tasks()
         self._reporter: Reporter
         self._placed: dict[str, Revision] = {}
-        self._absent: dict[str, float] = {}
+        self._packs = Packs(self._ledger, self._devices, settings, self._moved)
+        self._superseding = Superseding(
+            self._ledger, self._devices, settings, self._placed, self._warn
+        )
         self._arrived: dict[Workload, asyncio.Event] = {}
         self._contact = asyncio.Event()
         """The hub's deployments and devices were read once."""
@@ -74,6 +82,7 @@ class IotEdgeProvider:
         """Begin to read the hub."""
         self._reporter = reporter
         self._tasks.spawn(self._follow(), "hub-poll")
+        self._tasks.spawn(self._packs.run(), "hub-packs")
 
     async def stop(self) -> None:
         """End background work; deployments stay."""
@@ -113,15 +122,43 @@ class IotEdgeProvider:
         revision = edge.revision_of(self._inputs(work))
         await self._reached("place a pod")
         before = self._placed.get(work.uid)
-        wanted = {placed.id for uid, placed in self._placed.items() if uid != work.uid}
-        adopted = await self._ledger.ensure(revision, wanted)
-        self._placed[work.uid] = revision
+        if self._packed(work.uid, revision):
+            born = work.pod["metadata"].get("creationTimestamp", "")
+            adopted = await self._packs.place(work.uid, revision, born)
+        else:
+            await self._leave_pack(work.uid)
+            adopted = await self._ledger.ensure(revision, self._wanted(work.uid))
+            self._placed[work.uid] = revision
+        revision = self._placed[work.uid]
         if arrived := self._arrived.get(revision.workload):
             arrived.set()
         if not adopted or (before and before.id != revision.id):
             self._changed_at = asyncio.get_running_loop().time()
             self._poll_now.set()
         return Outcome(status=self._status(work.pod, revision), adopted=adopted)
+
+    def _packed(self, uid: str, revision: Revision) -> bool:
+        """Tell whether a pod shares a deployment: it says so, or the hub runs out of room."""
+        if revision.face.packed is not None:
+            return revision.face.packed
+        if revision.id in self._ledger:
+            return False
+        return (
+            uid in self._packs
+            or self._packs.holds(revision)
+            or len(self._ledger) >= self._settings.pack_above
+        )
+
+    async def _leave_pack(self, uid: str) -> None:
+        """Give a pod that no longer shares a deployment up to its own one."""
+        if uid in self._packs:
+            self._packs.forget(uid)
+            self._placed.pop(uid, None)
+
+    def _moved(self, uid: str, revision: Revision) -> None:
+        self._placed[uid] = revision
+        self._changed_at = asyncio.get_running_loop().time()
+        self._poll_now.set()
 
     async def update(self, work: Work) -> Outcome:
         """Bring a new revision; the old one is retired when the new one runs."""
@@ -161,12 +198,14 @@ class IotEdgeProvider:
         if _evicted(pod):
             # The node looked dead to the cluster; the devices are not. The sweep decides later.
             self._placed.pop(uid, None)
+            self._packs.forget(uid)
             return True
         if _controlled(pod) and not self._living(workload, uid):
             await self._successor(workload, uid)
         if not self._living(workload, uid):
             for entry in self._ledger.of_workload(workload):
                 await self._ledger.retire(entry["id"])
+        await self._packs.remove(uid)
         self._placed.pop(uid, None)
         self._poll_now.set()
         return True
@@ -240,6 +279,12 @@ class IotEdgeProvider:
         room = self._hub.budget.left("query") >= 2 * self._devices.pages + _SPARE_QUERIES
         return min(usual, _FAST_SECONDS) if unsettled and room else usual
 
+    def _warn(self, uid: str, reason: str, message: str) -> None:
+        self._reporter.event(uid, reason, message, warning=True)
+        pod = self._reporter.pod(uid)
+        if pod is not None and uid in self._placed:
+            self._reporter.status(uid, self._status(pod, self._placed[uid]))
+
     def poll_interval(self) -> float:
         """Return the seconds between polls when nothing changes.
 
@@ -254,6 +299,7 @@ class IotEdgeProvider:
         loop = asyncio.get_running_loop()
         if not self._ledger.loaded or loop.time() - self._last_list > self._settings.list_seconds:
             await self._ledger.load()
+            self._packs.load()
             self._last_list = loop.time()
         await self._devices.poll()
         recovered, self._failures = self._failures >= _STALE_POLLS, 0
@@ -264,7 +310,7 @@ class IotEdgeProvider:
 
     def _report_all(self, changed: set[str] | None = None) -> None:
         for uid, revision in tuple(self._placed.items()):
-            if changed is None or revision.id in changed:
+            if changed is None or not revision.ids.isdisjoint(changed):
                 pod = self._reporter.pod(uid)
                 if pod is not None:
                     self._reporter.status(uid, self._status(pod, revision))
@@ -272,103 +318,85 @@ class IotEdgeProvider:
     def _status(self, pod: KubeObject, revision: Revision) -> dict[str, Any]:
         now, address = timestamp(), self._settings.address
         status = edge.pod_status(
-            revision, self._devices.of(revision.id), pod.get("status") or {}, now,
+            revision, self._devices.of(*revision.ids), pod.get("status") or {}, now,
             unknown=self._trouble if self._failures >= _STALE_POLLS else "",
+            given_up=self._ledger.is_given_up(revision.id),
         )  # fmt: skip
         status |= {"hostIP": address, "podIP": address, "podIPs": [{"ip": address}]}
         return status
 
     async def _sweep(self) -> None:
         """Retire what is superseded, and what has had no pod for a while."""
-        wanted = {revision.id for revision in self._placed.values()}
+        await self._restore()
         living: dict[Workload, list[str]] = {}
+        unplaced: list[KubeObject] = []
         for pod in self._reporter.pods():
             if not pod["metadata"].get("deletionTimestamp"):
                 workload = pod["metadata"]["namespace"], face.workload_of(pod)
                 living.setdefault(workload, []).append(pod["metadata"]["uid"])
-        older: dict[Workload, list[Configuration]] = {}
-        for entry in sorted(self._ledger.own(), key=lambda entry: entry.get("priority", 0)):
-            workload = workload_of(entry)
-            if entry["id"] in wanted:
-                self._absent.pop(entry["id"], None)
-                if len(self._ledger.of_workload(workload)) == 1:
-                    await self._ledger.settle(entry["id"])
-            elif self._ledger.is_making(entry["id"]):
-                continue
-            elif workload in living:
-                self._absent.pop(entry["id"], None)
-                older.setdefault(workload, []).append(entry)
-            elif self._listed and workload not in self._arrived:
-                await self._collect(entry["id"])
-        for workload, entries in older.items():
-            await self._supersede(entries, living[workload])
+                if pod["metadata"]["uid"] not in self._placed:
+                    unplaced.append(pod)
+        await self._superseding.sweep(living, listed=self._listed, awaited=self._arrived.keys())
+        await self._packs.sweep(lambda: packing.names_of(unplaced), listed=self._listed)
 
-    async def _supersede(self, older: Sequence[Configuration], uids: Sequence[str]) -> None:
-        """Retire a workload's older revisions.
+    async def _restore(self) -> None:
+        """Make deployments again that somebody else took out of the hub."""
+        for uid, revision in tuple(self._placed.items()):
+            if uid not in self._packs and revision.id not in self._ledger:
+                self._reporter.event(
+                    uid, "DeploymentLost", f"{revision.id} was removed from the hub", warning=True
+                )
+                await self._ledger.ensure(revision, self._wanted(uid))
 
-        The oldest is the last one that ran everywhere, for all before it were retired then. It
-        stays until the newest runs. Those between never ran; they go when the newest is applied.
-        """
-        highest = max(entry.get("priority", 0) for entry in older)
-        placed = {self._placed[uid].id for uid in uids if uid in self._placed}
-        for deployment in sorted(placed, key=self._ledger.priority):
-            if self._ledger.priority(deployment) < highest:
-                await self._ledger.lift(deployment)
-        applied, runs = self._effect(uids)
-        leaving = older if runs else older[1:] if applied else ()
-        for entry in leaving:
-            await self._ledger.retire(entry["id"])
-
-    def _effect(self, uids: Sequence[str]) -> tuple[bool, bool]:
-        """Tell whether a workload's newest revision is applied, and runs, on each of its devices.
-
-        Pods of one workload may differ for a while; on a device the one of highest priority counts.
-        """
-        placed = [self._placed[uid] for uid in uids if uid in self._placed]
-        placed.sort(key=lambda revision: self._ledger.priority(revision.id))
-        if not placed or not all(self._devices.of(revision.id) for revision in placed):
-            return False, False
-        newest = {
-            report.device: (revision, report)
-            for revision in placed
-            for report in self._devices.of(revision.id)
-        }
-        applied = all(revision.id in report.applied for revision, report in newest.values())
-        runs = all(edge.runs_everywhere(r, [report]) for r, report in newest.values())
-        return applied, applied and runs and len(placed) == len(uids)
-
-    async def _collect(self, deployment: str) -> None:
-        """Retire a deployment without any pod, if that has lasted for a while."""
-        now = asyncio.get_running_loop().time()
-        since = self._absent.setdefault(deployment, now)
-        if now - since >= self._settings.orphan_seconds:
-            await self._ledger.retire(deployment)
-            self._absent.pop(deployment, None)
+    def _wanted(self, but: str) -> set[str]:
+        return {placed.id for uid, placed in self._placed.items() if uid != but}
 
     def _runs(self, uid: str) -> bool:
         """Tell whether a pod's own revision runs on every device that it targets."""
         revision = self._placed.get(uid)
         if revision is None:
             return False
-        return edge.runs_everywhere(revision, self._devices.of(revision.id))
+        return edge.runs_everywhere(revision, self._devices.of(*revision.ids))
 
     # Looking in
 
     def logs(self, pod: KubeObject, container: str, options: LogOptions) -> AsyncIterator[bytes]:
         """Yield a module's log from all devices that the pod targets."""
+        revision, module = self._module(pod, container)
+        devices = [report.device for report in self._devices.of(*revision.ids)]
+        return module_logs.stream(self._hub, devices, module, options)
+
+    async def execute(
+        self, pod: KubeObject, container: str, command: Sequence[str], terminal: Terminal
+    ) -> int:
+        """Run a command in a module on the first device, by name, that runs it.
+
+        Raises:
+            KvedgeError: no device can be entered; the message says why.
+        """
+        revision, module = self._module(pod, container)
+        if self._executing is None:
+            raise errors.Unsupported(
+                "exec", "the connector has no ssh key; set KVEDGE_EXEC_KEY_FILE or use kvedge ssh"
+            )
+        reports = self._devices.of(*revision.ids)
+        running = [report.device for report in reports if module in report.modules]
+        if not running:
+            raise errors.Unsupported("exec", f"no device runs module {module!r}")
+        if len(reports) > 1:
+            words = f"device {running[0]}, one of {len(reports)}\n".encode()
+            await (terminal.write(words) if terminal.tty else terminal.write_error(words))
+        return await self._executing.run(self._hub, running[0], module, command, terminal)
+
+    def _module(self, pod: KubeObject, container: str) -> tuple[Revision, str]:
         revision = self._placed.get(pod["metadata"]["uid"])
         if revision is None or container not in revision.modules:
             name = f"{pod['metadata']['namespace']}/{pod['metadata']['name']}"
             raise errors.NotFound(
-                f"read logs of {name!r}", status=404,
+                f"look into {name!r}", status=404,
                 details=f"container {container!r} is on no device",
             )  # fmt: skip
-        devices = [report.device for report in self._devices.of(revision.id)]
-        return module_logs.stream(self._hub, devices, revision.modules[container], options)
-
-    async def usage(self) -> Mapping[str, Mapping[str, tuple[float, int]]]:
-        """Report nothing: edge agents tell no usage in their twins."""
-        return {}
+        return revision, revision.modules[container]
 
 
 def _controlled(pod: KubeObject) -> bool:
@@ -378,6 +406,6 @@ def _controlled(pod: KubeObject) -> bool:
 def _evicted(pod: KubeObject) -> bool:
     """Tell whether the cluster removes the pod because the node looked dead to it."""
     return any(
-        entry["type"] == "DisruptionTarget" and entry.get("reason") == "DeletionByTaintManager"
+        entry["type"] == "DisruptionTarget" and entry.get("reason") in _NODE_LOOKED_DEAD
         for entry in (pod.get("status") or {}).get("conditions") or ()
     )

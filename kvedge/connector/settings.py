@@ -28,6 +28,10 @@ class Settings:
     """How long a deployment without any pod stays, once all pods are known."""
     revisions_per_workload: int = 10
     """So many superseded deployments of a workload may wait; then no new one is made."""
+    pack_above: int = 80
+    """From so many deployments of the hub on, new pods share one where that can be."""
+    gather_seconds: float = 2.0
+    """How long a changed pack waits for further pods before it is written."""
     default_condition: str = ""
     """Target condition of pods that name none; empty refuses them."""
     images: RuntimeImages = RuntimeImages()  # noqa: RUF009 - frozen

@@ -5,11 +5,19 @@ refused with its field path; nothing of a pod is dropped silently.
 """
 
 from kvedge.edge.face import Face, face_of, workload_of
-from kvedge.edge.reporting import DeviceReport, device_reports, pod_status, runs_everywhere
+from kvedge.edge.reporting import (
+    DeviceReport,
+    device_reports,
+    enough_run,
+    failing,
+    pod_status,
+    runs_everywhere,
+)
 from kvedge.edge.revision import (
     LABEL_CLUSTER,
     LABEL_NAMESPACE,
     LABEL_NODE,
+    LABEL_ROLLED_BACK,
     LABEL_WORKLOAD,
     Inputs,
     Revision,
@@ -21,6 +29,7 @@ __all__ = [
     "LABEL_CLUSTER",
     "LABEL_NAMESPACE",
     "LABEL_NODE",
+    "LABEL_ROLLED_BACK",
     "LABEL_WORKLOAD",
     "DeviceReport",
     "Face",
@@ -28,7 +37,9 @@ __all__ = [
     "Revision",
     "RuntimeImages",
     "device_reports",
+    "enough_run",
     "face_of",
+    "failing",
     "pod_status",
     "revision_of",
     "runs_everywhere",

@@ -21,10 +21,12 @@ OWN_KEYS = {
     f"{ANNOTATION}/{name}"
     for name in (
         "target-condition", "devices", "selector", "priority", "min-ready", "deployment",
+        "packed", "rollback-after",
     )
 }  # fmt: skip
 CONTAINER_KEYS = {"create-options", "desired-properties", "routes", "module"}
 _DEVICE = re.compile(r"[A-Za-z0-9\-.+%_#*?!(),=@$]{1,128}")
+_DURATION = re.compile(r"([0-9]{1,6})([smh])")
 _TAG_PATH = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*(\.[A-Za-z_][A-Za-z0-9_-]*)*")
 
 
@@ -39,8 +41,12 @@ class Face:
     kind: Literal["layered", "full"]
     legacy: bool
     """The pod is written for the archived connector: module names are container names."""
+    packed: bool | None
+    """Share a deployment with other pods of the same target; None leaves it to the hub's room."""
     min_ready: str
     """`all`, a count or a percentage of the targeted devices."""
+    rollback_seconds: float
+    """So long a new revision has to become ready before the last good one returns; 0: for ever."""
     workload: str
     """What the pod belongs to: a Deployment's name, or the pod's own."""
 
@@ -66,12 +72,16 @@ def face_of(
     legacy = notes.get("isEdgeDeployment") == "true"
     own = [key for key in notes if key in OWN_KEYS]
     _check_unknown(pod, notes, problems)
+    kind = _kind(notes, legacy and not own, problems)
+    rollback = _rollback(notes, problems)
     return Face(
         condition=_condition(notes, problems, default_condition),
         priority=_priority(notes, problems),
-        kind=_kind(notes, legacy and not own, problems),
+        kind=kind,
         legacy=legacy and not own,
+        packed=_packed(notes, kind, rollback, problems),
         min_ready=_min_ready(notes, problems),
+        rollback_seconds=rollback,
         workload=workload_of(pod),
     )
 
@@ -198,3 +208,35 @@ def _min_ready(notes: dict[str, str], problems: list[errors.Problem]) -> str:
         problems.append(errors.Problem(path=_path(key), message=message))
         return "all"
     return text
+
+
+def _rollback(notes: dict[str, str], problems: list[errors.Problem]) -> float:
+    key = f"{ANNOTATION}/rollback-after"
+    text = notes.get(key, "").strip()
+    if not text:
+        return 0
+    match = _DURATION.fullmatch(text)
+    if match is None or not int(match[1]):
+        message = f"{text!r} is not a time such as 90s, 10m or 2h"
+        problems.append(errors.Problem(path=_path(key), message=message))
+        return 0
+    return float(int(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]])
+
+
+def _packed(
+    notes: dict[str, str], kind: str, rollback: float, problems: list[errors.Problem]
+) -> bool | None:
+    """Return whether the pod shares a deployment; a full or guarded one cannot."""
+    key = f"{ANNOTATION}/packed"
+    text = notes.get(key, "").strip()
+    alone = kind == "full" or rollback > 0
+    if text not in ("", "true", "false"):
+        message = f"{text!r} is neither true nor false"
+        problems.append(errors.Problem(path=_path(key), message=message))
+    if text == "true" and alone:
+        why = "a full deployment is one pod's" if kind == "full" else "a pack is not rolled back"
+        hint = "take one of the two annotations away"
+        problems.append(errors.Problem(path=_path(key), message=why, hint=hint))
+    if alone or text == "false":
+        return False
+    return True if text == "true" else None

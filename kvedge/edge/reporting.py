@@ -21,6 +21,8 @@ __all__ = [
     "DEPLOYMENT_CONDITION",
     "DeviceReport",
     "device_reports",
+    "enough_run",
+    "failing",
     "pod_status",
     "runs_everywhere",
 ]
@@ -29,6 +31,8 @@ DEPLOYMENT_CONDITION = "kvedge.io/Deployment"
 """Type of the pod condition that tells targeted, applied, running and failed devices."""
 _WORST = ("failed", "dead", "backoff", "unhealthy", "stopped", "unknown")
 """Runtime statuses that are not running, the worst first."""
+_COMING = 2
+"""Ranks of badness up to here mean that the device has not got so far yet."""
 _MESSAGE_LIMIT = 900
 
 
@@ -91,15 +95,16 @@ def _report(row: QueryRow) -> DeviceReport:
     )
 
 
-def _bad(report: DeviceReport, revision_id: str, module: str, image: str) -> tuple[int, str, str]:
+def _bad(report: DeviceReport, revision: Revision, module: str) -> tuple[int, str, str]:
     """Return how bad a module's state is (0 running), with reason and message."""
-    if revision_id not in report.applied:
+    image = revision.images[module]
+    if revision.ids.isdisjoint(report.applied):
         words = "the hub has not merged the deployment yet"
-        if len(report.targeted) == 1 and revision_id in report.targeted:
+        if len(report.targeted) == 1 and revision.id in report.targeted:
             words += "; no full deployment is below it"
         return 1, "DeploymentPending", words
     wanted, env, origin = report.desired.get(module, ("", {}, ""))
-    if wanted != image or origin not in ("", revision_id):
+    if wanted != image or origin not in ("", *revision.ids):
         return (
             8,
             "ModuleConflict",
@@ -163,11 +168,11 @@ class _Tally:
 def _tally(reports: Sequence[DeviceReport], revision: Revision, module: str) -> _Tally:
     tally = _Tally()
     for report in reports:
-        rank, reason, words = _bad(report, revision.id, module, revision.images[module])
+        rank, reason, words = _bad(report, revision, module)
         if rank == 0:
             tally.running.append(report)
             continue
-        tally.failed += rank > 2
+        tally.failed += rank > _COMING
         if rank > tally.worst[0]:
             tally.worst = (rank, reason, words, report.device)
     return tally
@@ -176,10 +181,25 @@ def _tally(reports: Sequence[DeviceReport], revision: Revision, module: str) -> 
 def runs_everywhere(revision: Revision, reports: Sequence[DeviceReport]) -> bool:
     """Tell whether all modules of a deployment run on all devices that it targets, one at least."""
     return bool(reports) and all(
-        report.current and _bad(report, revision.id, module, image)[0] == 0
+        report.current and _bad(report, revision, module)[0] == 0
         for report in reports
-        for module, image in revision.images.items()
+        for module in revision.images
     )
+
+
+def enough_run(placed: Iterable[tuple[Revision, DeviceReport]], min_ready: str) -> bool:
+    """Tell whether so many devices run the revision that counts on them as `min_ready` asks."""
+    running = [runs_everywhere(revision, [report]) for revision, report in placed]
+    return any(running) and sum(running) >= _needed(min_ready, len(running))
+
+
+def failing(revision: Revision, reports: Sequence[DeviceReport]) -> list[str]:
+    """Return the devices that report that a module of a deployment failed."""
+    return [
+        report.device
+        for report in reports
+        if any(_bad(report, revision, module)[0] > _COMING for module in revision.images)
+    ]
 
 
 def pod_status(
@@ -189,6 +209,7 @@ def pod_status(
     now: str,
     *,
     unknown: str = "",
+    given_up: bool = False,
 ) -> dict[str, Any]:
     """Return the status of a pod whose deployment is in the hub.
 
@@ -198,6 +219,7 @@ def pod_status(
         previous: the status that the pod has; its transition times and start are kept.
         now: this moment as Kubernetes writes it.
         unknown: why the devices' state is not known at present; what was known last is kept.
+        given_up: the deployment did not become ready, and its predecessor is back on the devices.
     """
     tallies = {name: _tally(reports, revision, name) for name in revision.images}
     targeted = len(reports)
@@ -205,7 +227,7 @@ def pod_status(
     ready = {name: targeted > 0 and len(t.running) >= needed for name, t in tallies.items()}
     whole = sum(all(r in t.running for t in tallies.values()) for r in reports)
     started = any(t.running for t in tallies.values()) or previous.get("phase") == "Running"
-    applied = sum(revision.id in report.applied for report in reports)
+    applied = sum(not revision.ids.isdisjoint(report.applied) for report in reports)
     failed = max((t.failed for t in tallies.values()), default=0)
     away = sum(not report.connected for report in reports)
     counts = f"{targeted} targeted, {applied} applied, {whole} running, {failed} failed"
@@ -213,6 +235,13 @@ def pod_status(
     worst = max((t.worst for t in tallies.values()), default=(0, "", "", ""))
     if not targeted:
         reason, words = "NoDevices", f"0 devices match {revision.face.condition}"
+    elif given_up:
+        reason = "RolledBack"
+        words = (
+            f"{counts}; the revision did not become ready in "
+            f"{revision.face.rollback_seconds:g} s, so devices have the one before it"
+        )
+        ready = dict.fromkeys(ready, False)
     elif all(ready.values()):
         reason, words = "", ""
     else:

@@ -29,10 +29,14 @@ __all__ = [
     "LABEL_CLUSTER",
     "LABEL_NAMESPACE",
     "LABEL_NODE",
+    "LABEL_ROLLED_BACK",
     "LABEL_WORKLOAD",
+    "SLOTS",
+    "TWIN_LIMIT",
     "Inputs",
     "Revision",
     "RuntimeImages",
+    "module_names",
     "revision_of",
 ]
 
@@ -40,11 +44,15 @@ LABEL_CLUSTER = "kvedge-cluster"
 LABEL_NODE = "kvedge-node"
 LABEL_NAMESPACE = "kvedge-namespace"
 LABEL_WORKLOAD = "kvedge-workload"
+LABEL_ROLLED_BACK = "kvedge-rolled-back"
+"""Says since when a revision that did not become ready has been given up."""
 _LABEL_HASH = "kvedge-hash"
 _ID_LIMIT = 128
 _ID_OTHER = re.compile(r"[^a-z0-9-]+")
-_SLOTS = 1000
-_TWIN_LIMIT = 32 * 1024
+SLOTS = 1000
+"""Effective priorities for one priority of the user."""
+TWIN_LIMIT = 32 * 1024
+"""Bytes of a twin's desired properties."""
 _CREDENTIAL = re.compile(r"[^.$# ]+")
 
 
@@ -81,6 +89,13 @@ class Revision:
     """Image by module name."""
     sidecars: int = 0
     """How many of the modules are restartable init containers; they come first."""
+    also: frozenset[str] = frozenset()
+    """Further deployments that have these modules, while a pack changes."""
+
+    @property
+    def ids(self) -> frozenset[str]:
+        """All deployments that have these modules."""
+        return self.also | {self.id}
 
     @property
     def workload(self) -> tuple[str, str]:
@@ -89,7 +104,7 @@ class Revision:
 
     def lowest_priority(self) -> int:
         """Return the effective priority of revision slot 0."""
-        return self.face.priority * _SLOTS
+        return self.face.priority * SLOTS
 
     def configuration(self, priority: int) -> Configuration:
         """Return the deployment as the hub takes it, at an effective priority."""
@@ -179,6 +194,15 @@ def _note_json(
 ) -> dict[str, Any] | None:
     path, text = _note(pod, container, name)
     return legacy.parse_object(text, path, problems) if text else None
+
+
+def module_names(pod: Mapping[str, Any]) -> list[str]:
+    """Return the names of the modules that a pod is, whether or not it can be placed."""
+    face, ignored = face_of(dict(pod), []), list[errors.Problem]()
+    return [
+        _module_name(pod, face, container, path, ignored)
+        for path, container, _ in _containers(pod["spec"])
+    ]
 
 
 def _module_name(
@@ -312,9 +336,9 @@ def _layer(
 def _check_size(content: Mapping[str, Any], problems: list[errors.Problem]) -> None:
     for name, part in content.items():
         size = len(json.dumps(part, separators=(",", ":")).encode())
-        if size > _TWIN_LIMIT:
+        if size > TWIN_LIMIT:
             path = f"content[{name}]"
-            message = f"{size} bytes of desired properties exceed a twin's {_TWIN_LIMIT}"
+            message = f"{size} bytes of desired properties exceed a twin's {TWIN_LIMIT}"
             problems.append(errors.Problem(path=path, message=message))
 
 

@@ -213,9 +213,11 @@ class SimulatedDevice:
         }
 
     def _module(self, name: str, entry: Json, *, failing: bool) -> Json:
+        # Which deployment a module is from does not restart it.
+        wanted = {field: value for field, value in entry.items() if field != "configuration"}
         known = self._started.get(name)
-        if known is None or known[0] != entry:
-            known = self._started[name] = (entry, times.stamp())
+        if known is None or known[0] != wanted:
+            known = self._started[name] = (wanted, times.stamp())
         running = entry.get("status", "running") == "running"
         kept = {
             field: entry[field]

@@ -55,6 +55,13 @@ class NodeSpec:
     operating_system: str = "linux"
     declared_features: tuple[str, ...] = ("ExtendWebSocketsToKubelet",)
     """What newer API servers may ask of the kubelet API: callers' WebSockets as they are."""
+    namespace: str = ""
+    """Whose pods the node takes; empty takes those of all namespaces."""
+
+    def pods_path(self) -> str:
+        """Return where the API server lists the pods that the node may take."""
+        within = f"/namespaces/{self.namespace}" if self.namespace else ""
+        return f"/api/v1{within}/pods"
 
     def all_labels(self) -> dict[str, str]:
         """Return the labels that schedulers, load balancers and people look for."""

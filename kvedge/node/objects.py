@@ -24,6 +24,8 @@ __all__ = ["Objects"]
 
 _PLURAL = {"ConfigMap": "configmaps", "Secret": "secrets", "Service": "services"}
 _IDLE_SECONDS = 30.0
+_READ_SECONDS = 10.0
+"""How often a Secret that may not be watched is read."""
 Key = tuple[str, str, str]
 """Kind, namespace and name; an empty name stands for all of the namespace."""
 
@@ -103,32 +105,64 @@ class Objects:
         path = f"/api/v1/namespaces/{namespace}/{_PLURAL[kind]}"
         selector = f"metadata.name={name}" if name else None
         try:
-            async with contextlib.aclosing(
-                self._client.watch(path, fieldSelector=selector)
-            ) as watch:
-                async for event, obj in watch:
-                    if event == "SYNCED":
-                        if not entry.known.done():
-                            entry.known.set_result(None)
-                        continue
-                    obj["metadata"].pop("managedFields", None)
-                    uid = obj["metadata"]["uid"]
-                    if event == "DELETED":
-                        entry.objects.pop(uid, None)
-                    else:
-                        old = entry.objects.get(uid)
-                        entry.objects[uid] = obj
-                        if old is not None and _content(old) == _content(obj):
-                            continue
-                    if entry.known.done():
-                        for holder in tuple(entry.holders):
-                            self._wake(holder)
+            await self._watch(path, selector, entry)
+        except errors.Unauthorized as error:
+            if kind == "Secret":
+                # Rights that let a Secret be read by name, as kubelets have, allow no watch.
+                await self._read_on(f"{path}/{name}", key, entry)
+            else:
+                self._fail(key, entry, error)
         except errors.RemoteError as error:
-            # The next pod that asks tries again.
-            self._entries.pop(key, None)
+            self._fail(key, entry, error)
+
+    def _fail(self, key: Key, entry: _Entry, error: errors.RemoteError) -> None:
+        """Tell who waits; the next pod that asks tries again."""
+        self._entries.pop(key, None)
+        if not entry.known.done():
+            entry.known.set_exception(error)
+            entry.known.exception()
+
+    async def _watch(self, path: str, selector: str | None, entry: _Entry) -> None:
+        async with contextlib.aclosing(self._client.watch(path, fieldSelector=selector)) as watch:
+            async for event, obj in watch:
+                if event == "SYNCED":
+                    if not entry.known.done():
+                        entry.known.set_result(None)
+                    continue
+                obj["metadata"].pop("managedFields", None)
+                uid = obj["metadata"]["uid"]
+                if event == "DELETED":
+                    entry.objects.pop(uid, None)
+                else:
+                    old = entry.objects.get(uid)
+                    entry.objects[uid] = obj
+                    if old is not None and _content(old) == _content(obj):
+                        continue
+                if entry.known.done():
+                    for holder in tuple(entry.holders):
+                        self._wake(holder)
+
+    async def _read_on(self, path: str, key: Key, entry: _Entry) -> None:
+        """Read one object again and again."""
+        while True:
+            try:
+                obj = await self._client.get(path)
+            except errors.NotFound:
+                found: dict[str, KubeObject] = {}
+            except errors.RemoteError as error:
+                if not entry.known.done():
+                    self._fail(key, entry, error)
+                    return
+                found = entry.objects
+            else:
+                found = {obj["metadata"]["uid"]: obj}
+            old, entry.objects = entry.objects, found
             if not entry.known.done():
-                entry.known.set_exception(error)
-                entry.known.exception()
+                entry.known.set_result(None)
+            elif [_content(o) for o in old.values()] != [_content(o) for o in found.values()]:
+                for holder in tuple(entry.holders):
+                    self._wake(holder)
+            await asyncio.sleep(_READ_SECONDS)
 
 
 def _content(obj: KubeObject) -> tuple[Any, ...]:

@@ -111,7 +111,9 @@ class PodEngine:
         self.events.start(self._tasks)
         self._tasks.spawn(self._urgent(), "pending-pods")
         selector = f"spec.nodeName={self._node.name}"
-        watch = self._client.watch("/api/v1/pods", page=_PAGE, keep=_trace, fieldSelector=selector)
+        watch = self._client.watch(
+            self._node.pods_path(), page=_PAGE, keep=_trace, fieldSelector=selector
+        )
         async with contextlib.aclosing(watch) as stream:
             async for kind, obj in stream:
                 if kind == "SYNCED":
@@ -126,7 +128,7 @@ class PodEngine:
         """Take pods that nobody has started yet before the long list of those that run."""
         selector = f"spec.nodeName={self._node.name},status.phase=Pending"
         with contextlib.suppress(errors.RemoteError):
-            listed = await self._client.get("/api/v1/pods", fieldSelector=selector)
+            listed = await self._client.get(self._node.pods_path(), fieldSelector=selector)
             for obj in listed["items"]:
                 self._seen(obj)
 

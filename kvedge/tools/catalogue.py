@@ -144,6 +144,7 @@ _PULUMI = "3.259.0"
 _LANGUAGE_HOST = "3.187.0"
 _PROVIDER = "4.25.0"
 _VIRTUAL_KUBELET = "1.13.0"
+_HELM = "4.3.1"
 
 _KUBERNETES_STAMPS = tuple(
     f"k8s.io/component-base/version.{name}={value}"
@@ -384,6 +385,27 @@ FAMILIES: Final[tuple[Family, ...]] = (
         ),
         debian=Debian(suites=("trixie",), packages=("ubuntu-keyring",)),
         extra=True,
+    ),
+    Family(
+        name="helm",
+        version=_HELM,
+        at_least=(3, 14),
+        below=(5,),
+        tools=(
+            Tool(
+                name="helm",
+                recipe=GoMain(
+                    module="helm",
+                    package="helm.sh/helm/v4/cmd/helm",
+                    stamps=(f"helm.sh/helm/v4/internal/version.version=v{_HELM}",),
+                ),
+                asked=Asked(arguments=("version", "--short")),
+            ),
+        ),
+        extra=True,
+        seconds=120,
+        mebibytes=2500,
+        kept_mebibytes=60,
     ),
 )
 """In the order in which they are built: the quick ones first."""

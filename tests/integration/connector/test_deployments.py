@@ -8,6 +8,7 @@ import pytest
 
 from kvedge import errors
 from kvedge.connector.ledger import workload_of
+from kvedge.edge import packing
 from kvedge.node.provider import LogOptions
 from kvedge.testing.waiting import until_async
 
@@ -359,3 +360,122 @@ async def test_legacy_pod_gets_its_full_deployment(world, devices, start_connect
         await until_async(
             lambda: device.reported["modules"].get("main", {}).get("runtimeStatus") == "stopped"
         )
+
+
+async def test_packed_pods_share_one_deployment(world, devices, start_connector):
+    """Pods that opt in share a deployment; each has its status; the last one takes it away."""
+    notes = {"kvedge.io/packed": "true"}
+    async with (
+        devices(1, tags={"site": "lille"}) as simulation,
+        start_connector("pack", gather_seconds=0.3),
+    ):
+        names = [f"p{number}" for number in range(6)]
+        for name in names:
+            await world.client.post(world.path, pod(name, "pack", notes=notes))
+        for name in names:
+            await world.await_ready(name)
+        await until_async(lambda: one_pack(world))
+        assert simulation.devices["sim-1"].reported["modules"].keys() == {
+            f"{n}-main" for n in names
+        }
+        body = {"spec": {"containers": [{"name": "main", "image": "reg/sensor:2"}]}}
+        await world.client.patch(f"{world.path}/p0", body, "strategic")
+        modules = simulation.devices["sim-1"].reported["modules"]
+        started = modules["p1-main"]["lastStartTimeUtc"]
+
+        def changed():
+            found = simulation.devices["sim-1"].reported["modules"]["p0-main"]
+            return found["settings"]["image"] == "reg/sensor:2"
+
+        await until_async(changed)
+        await world.client.delete(f"{world.path}/p5")
+        await world.await_gone("p5")
+        await until_async(lambda: "p5-main" not in simulation.devices["sim-1"].reported["modules"])
+        modules = simulation.devices["sim-1"].reported["modules"]
+        assert modules["p1-main"]["lastStartTimeUtc"] == started
+        assert ready(await world.get("p1"))
+        for name in names[:5]:
+            await world.client.delete(f"{world.path}/{name}")
+        for name in names[:5]:
+            await world.await_gone(name)
+        assert await all_packs(world) == []
+
+
+async def all_packs(world):
+    """Return the packs of all nodes of these tests."""
+    listed = await world.service.configurations()
+    return [c for c in listed if packing.pack_of(c)]
+
+
+async def one_pack(world):
+    """Tell whether superseded packs have been retired."""
+    return len(await all_packs(world)) == 1
+
+
+async def test_packed_pods_are_adopted(world, devices, start_connector):
+    """A restarted connector finds packed pods in the hub and writes neither hub nor status."""
+    notes = {"kvedge.io/packed": "true"}
+    async with devices(1, tags={"site": "lille"}):
+        async with start_connector("adoptpack", gather_seconds=0.3):
+            for name in ("a", "b"):
+                await world.client.post(world.path, pod(name, "adoptpack", notes=notes))
+            for name in ("a", "b"):
+                await world.await_ready(name)
+            await until_async(lambda: one_pack(world))
+        before = await all_packs(world)
+        async with start_connector("adoptpack", orphan_seconds=0.1) as node:
+            await until_async(lambda: node.engine.synced.is_set())
+            assert node.engine.counters.statuses == 0
+            assert [c["id"] for c in await all_packs(world)] == [c["id"] for c in before]
+            for name in ("a", "b"):
+                await world.client.delete(f"{world.path}/{name}")
+            for name in ("a", "b"):
+                await world.await_gone(name)
+        assert await all_packs(world) == []
+
+
+async def test_failing_revision_is_rolled_back(world, devices, start_connector):
+    """A revision that fails gives way to the last good one, says so, and a new one may follow."""
+    notes = {"kvedge.io/rollback-after": "1s"}
+    async with (
+        devices(1, tags={"site": "lille"}) as simulation,
+        start_connector("back"),
+    ):
+        await world.client.post(world.path, pod("a", "back", notes=notes))
+        await world.await_ready("a")
+        (good,) = await world.own()
+        device = simulation.devices["sim-1"]
+        device.override("a-main", runtimeStatus="failed", settings={"image": "reg/sensor:2"})
+        body = {"spec": {"containers": [{"name": "main", "image": "reg/sensor:2"}]}}
+        await world.client.patch(f"{world.path}/a", body, "strategic")
+
+        async def back():
+            return (await world.get("a"))["status"].get("reason") == "RolledBack"
+
+        await until_async(back)
+        device.clear_overrides()
+        assert (await world.own())[-1]["id"] == good["id"]
+        assert not ready(await world.get("a"))
+        await until_async(
+            lambda: device.reported["modules"]["a-main"]["settings"]["image"] == "reg/sensor:1"
+        )
+        events = await world.client.get(f"/api/v1/namespaces/{world.namespace}/events")
+        assert "RolledBack" in {event["reason"] for event in events["items"]}
+        body["spec"]["containers"][0]["image"] = "reg/sensor:3"
+        await world.client.patch(f"{world.path}/a", body, "strategic")
+        await until_async(
+            lambda: device.reported["modules"]["a-main"]["settings"]["image"] == "reg/sensor:3"
+        )
+        await world.await_ready("a")
+        await world.await_own(1)
+
+
+async def test_deployment_that_somebody_removed_comes_back(world, devices, start_connector):
+    """A deployment that is deleted in the hub by hand is made again, and the pod says so."""
+    async with devices(1, tags={"site": "lille"}), start_connector("lost"):
+        await world.client.post(world.path, pod("a", "lost"))
+        await world.await_ready("a")
+        (made,) = await world.own()
+        await world.service.delete_configuration(made["id"])
+        await world.await_own(1)
+        await world.await_ready("a")

@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from kvedge import edge, errors, iothub
 from kvedge.connector import IotEdgeProvider, Settings
 from kvedge.connector.ledger import workload_of
+from kvedge.edge import packing
 from kvedge.node.provider import Work
 
 pytestmark = pytest.mark.timeout(120)
@@ -26,6 +27,7 @@ SETTINGS = Settings(
     list_seconds=-1,
     handover_seconds=0,
     orphan_seconds=0,
+    gather_seconds=0,
     revisions_per_workload=BOUND,
 )
 
@@ -123,7 +125,7 @@ class Api:
         return iter(tuple(self.held.values()))
 
 
-def pod(uid, workload, image):
+def pod(uid, workload, image, packed):
     """Return a pod of a workload, as a ReplicaSet makes it."""
     owner = {"kind": "ReplicaSet", "name": f"{workload}-h", "controller": True}
     return {
@@ -132,7 +134,8 @@ def pod(uid, workload, image):
             "namespace": "ns",
             "uid": uid,
             "labels": {"pod-template-hash": "h"},
-            "annotations": {"kvedge.io/target-condition": "*"},
+            "annotations": {"kvedge.io/target-condition": "*", "kvedge.io/packed": packed},
+            "creationTimestamp": f"{int(uid):06}",
             "ownerReferences": [owner],
         },
         "spec": {"containers": [{"name": "m", "image": image}]},
@@ -148,22 +151,53 @@ class Convergence(RuleBasedStateMachine):
         self.hub, self.api = MemoryHub(), Api()
         self.serial = 0
         self.owed = set()
+        self.worker = None
         self.restart()
 
-    def run(self, work):
-        return self.loop.run_until_complete(work)
+    def run(self, work, *, polling=False):
+        """Run a piece of work; with `polling` the provider goes on reading the hub meanwhile."""
+
+        async def poll():
+            for _ in range(6):
+                with contextlib.suppress(errors.RemoteError):
+                    await self.provider._round()
+                await asyncio.sleep(0.001)
+
+        async def both():
+            task = asyncio.ensure_future(work)
+            reading = asyncio.ensure_future(poll() if polling else asyncio.sleep(5))
+            await asyncio.wait({task, reading}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                await asyncio.wait({task}, timeout=0.01)
+            for each in (task, reading):
+                each.cancel()
+            await asyncio.wait({task, reading})
+            if task.cancelled():
+                raise errors.RemoteError("wait", reason="TooLong")
+            return task.result()
+
+        return self.loop.run_until_complete(both())
 
     def teardown(self):
         try:
             self.settle()
-            wanted = {
-                edge.revision_of(edge.Inputs(pod=p, cluster="c1", node="n1")).id
-                for p in self.api.held.values()
-            }
-            assert set(self.hub.held) == wanted
+            lone, parts = set(), {}
+            for p in sorted(self.api.held.values(), key=lambda p: int(p["metadata"]["uid"])):
+                revision = edge.revision_of(edge.Inputs(pod=p, cluster="c1", node="n1"))
+                if revision.face.packed:
+                    parts |= packing.parts_of(revision.content)
+                else:
+                    lone.add(revision.id)
+            packs = [c for c in self.hub.held.values() if packing.pack_of(c)]
+            assert set(self.hub.held) - {c["id"] for c in packs} == lone
+            assert len(packs) == len({packing.pack_of(c) for c in packs})
+            held = [packing.parts_of(c["content"]["modulesContent"]) for c in packs]
+            assert {k: v for one in held for k, v in one.items()} == parts
             priorities = [c["priority"] for c in self.hub.held.values()]
             assert len(set(priorities)) == len(priorities)
         finally:
+            self.worker.cancel()
+            self.loop.run_until_complete(asyncio.wait({self.worker}))
             self.loop.close()
 
     def settle(self):
@@ -186,11 +220,12 @@ class Convergence(RuleBasedStateMachine):
         except errors.RemoteError:
             self.owed.add(uid)
 
-    @rule(workload=st.sampled_from("ab"), image=st.sampled_from(["1", "2", "3"]))
+    @rule(workload=st.sampled_from("abpq"), image=st.sampled_from(["1", "2", "3"]))
     def create(self, workload, image):
+        """Workloads p and q share a deployment, a and b have their own."""
         self.serial += 1
         uid = str(self.serial)
-        self.api.held[uid] = pod(uid, workload, image)
+        self.api.held[uid] = pod(uid, workload, image, str(workload in "pq").lower())
         self.place(uid)
 
     @precondition(lambda self: self.api.held)
@@ -209,7 +244,7 @@ class Convergence(RuleBasedStateMachine):
 
     def end(self, uid):
         try:
-            if self.run(self.provider.delete(self.api.held[uid])):
+            if self.run(self.provider.delete(self.api.held[uid]), polling=True):
                 self.api.held.pop(uid)
                 self.owed.discard(uid)
         except errors.RemoteError:
@@ -246,7 +281,11 @@ class Convergence(RuleBasedStateMachine):
     @rule()
     def restart(self):
         """Another process: nothing is remembered, all pods are handed over again."""
+        if self.worker:
+            self.worker.cancel()
+            self.loop.run_until_complete(asyncio.wait({self.worker}))
         self.provider = IotEdgeProvider(self.hub, SETTINGS)
+        self.worker = self.loop.create_task(self.provider._packs.run())
         self.provider._reporter = self.api
         # A provider takes no pods before it has read the hub.
         failing, self.hub.failing = self.hub.failing, False

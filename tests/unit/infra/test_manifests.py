@@ -31,6 +31,7 @@ def everything(environment: spec.Environment) -> dict[str, list[Any]]:
         ]
     found["connector"] = [
         *node_manifests.rights(environment),
+        *node_manifests.guards(environment),
         node_manifests.hub_secret(environment, "CONNECTION", "PEM"),
         node_manifests.deployment(environment, "registry.example.net/kvedge/kvedge:1", "abc"),
     ]
@@ -95,12 +96,14 @@ def test_the_service_can_be_left_out(environment: spec.Environment) -> None:
 
 
 def test_the_connector_asks_for_no_more_than_it_uses(environment: spec.Environment) -> None:
-    """No wildcard, no write to what it only reads."""
+    """No wildcard, no write to what it only reads, no list of all Secrets."""
     for obj in node_manifests.rights(environment):
         for rule in obj.get("rules", ()):
             assert "*" not in rule["verbs"] + rule["resources"] + rule["apiGroups"]
-            if {"secrets", "configmaps", "services"} & set(rule["resources"]):
+            if "configmaps" in rule["resources"]:
                 assert set(rule["verbs"]) == {"get", "list", "watch"}
+            if "secrets" in rule["resources"]:
+                assert rule["verbs"] == ["get"]
 
 
 def test_the_base_id_follows_its_content(environment: spec.Environment) -> None:
