@@ -46,6 +46,7 @@ _FAST_SECONDS = 2.0
 """Polling while something has changed and does not run yet."""
 _UNSETTLED_SECONDS = 180.0
 _SPARE_QUERIES = 6
+_BAD_REQUEST = 400
 _NODE_LOOKED_DEAD = ("DeletionByTaintManager", "DeletionByPodGC")
 Workload = tuple[str, str]
 
@@ -122,13 +123,12 @@ class IotEdgeProvider(Provider):
         revision = edge.revision_of(self._inputs(work))
         await self._reached("place a pod")
         before = self._placed.get(work.uid)
-        if self._packed(work.uid, revision):
-            born = work.pod["metadata"].get("creationTimestamp", "")
-            adopted = await self._packs.place(work.uid, revision, born)
-        else:
-            await self._leave_pack(work.uid)
-            adopted = await self._ledger.ensure(revision, self._wanted(work.uid))
-            self._placed[work.uid] = revision
+        try:
+            adopted = await self._bring(work, revision)
+        except errors.RemoteError as error:
+            if error.status != _BAD_REQUEST:
+                raise
+            raise _refused(work.pod, error) from error
         revision = self._placed[work.uid]
         if arrived := self._arrived.get(revision.workload):
             arrived.set()
@@ -136,6 +136,16 @@ class IotEdgeProvider(Provider):
             self._changed_at = asyncio.get_running_loop().time()
             self._poll_now.set()
         return Outcome(status=self._status(work.pod, revision), adopted=adopted)
+
+    async def _bring(self, work: Work, revision: Revision) -> bool:
+        """Have a revision in the hub, alone or in a pack; return whether it was there already."""
+        if self._packed(work.uid, revision):
+            born = work.pod["metadata"].get("creationTimestamp", "")
+            return await self._packs.place(work.uid, revision, born)
+        self._leave_pack(work.uid)
+        adopted = await self._ledger.ensure(revision, self._wanted(work.uid))
+        self._placed[work.uid] = revision
+        return adopted
 
     def _packed(self, uid: str, revision: Revision) -> bool:
         """Tell whether a pod shares a deployment: it says so, or the hub runs out of room."""
@@ -149,7 +159,7 @@ class IotEdgeProvider(Provider):
             or len(self._ledger) >= self._settings.pack_above
         )
 
-    async def _leave_pack(self, uid: str) -> None:
+    def _leave_pack(self, uid: str) -> None:
         """Give a pod that no longer shares a deployment up to its own one."""
         if uid in self._packs:
             self._packs.forget(uid)
@@ -397,6 +407,20 @@ class IotEdgeProvider(Provider):
                 details=f"container {container!r} is on no device",
             )  # fmt: skip
         return revision, revision.modules[container]
+
+
+def _refused(pod: KubeObject, error: errors.RemoteError) -> errors.SpecError:
+    """Return what a pod is told whose deployment the hub does not understand."""
+    metadata = pod["metadata"]
+    notes = metadata.get("annotations") or {}
+    key = next((key for key in face.TARGET_KEYS if key in notes), face.TARGET_KEYS[0])
+    problem = errors.Problem(
+        path=f"metadata.annotations[{key}]",
+        message=f"the hub refuses it: {error.details or error.reason}",
+        hint="conditions are about deviceId, tags and properties.reported",
+    )
+    subject = f"cannot place pod '{metadata['namespace']}/{metadata['name']}'"
+    return errors.SpecError(subject, [problem])
 
 
 def _controlled(pod: KubeObject) -> bool:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from kvedge import errors
 from kvedge.names import ANNOTATION
 
-__all__ = ["CONTAINER_KEYS", "OWN_KEYS", "Face", "face_of", "workload_of"]
+__all__ = ["CONTAINER_KEYS", "OWN_KEYS", "TARGET_KEYS", "Face", "face_of", "workload_of"]
 
 _DEFAULT_PRIORITY = 10
 _MAX_PRIORITY = 999
@@ -24,6 +24,11 @@ OWN_KEYS = {
         "packed", "rollback-after",
     )
 }  # fmt: skip
+TARGET_KEYS = (
+    f"{ANNOTATION}/target-condition", "targetCondition",
+    f"{ANNOTATION}/devices", f"{ANNOTATION}/selector",
+)  # fmt: skip
+"""Annotations that say which devices are meant."""
 CONTAINER_KEYS = {"create-options", "desired-properties", "routes", "module"}
 _DEVICE = re.compile(r"[A-Za-z0-9\-.+%_#*?!(),=@$]{1,128}")
 _DURATION = re.compile(r"([0-9]{1,6})([smh])")

@@ -479,3 +479,20 @@ async def test_deployment_that_somebody_removed_comes_back(world, devices, start
         await world.service.delete_configuration(made["id"])
         await world.await_own(1)
         await world.await_ready("a")
+
+
+async def test_condition_that_the_hub_refuses(world, start_connector):
+    """A target condition that the hub does not understand is told at its annotation."""
+    async with start_connector("condition"):
+        for name, packed in (("a", "false"), ("b", "true")):
+            notes = {"kvedge.io/target-condition": "tags.x ===", "kvedge.io/packed": packed}
+            await world.client.post(world.path, pod(name, "condition", notes=notes))
+
+            async def told(name=name):
+                found = (await world.get(name)).get("status") or {}
+                return found.get("message")
+
+            message = await until_async(told)
+            assert "metadata.annotations[kvedge.io/target-condition]: the hub refuses it" in message
+        assert await world.own() == []
+        assert await all_packs(world) == []
