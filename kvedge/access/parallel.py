@@ -85,8 +85,8 @@ def _run(config: kube.Config, guest: Guest, plan: Plan) -> Outcome:
             code, out, err = session.output(plan.command, timeout=plan.command_seconds)
     except errors.KvedgeError as told:
         error = told.message
-    except (OSError, EOFError) as told:
-        error = f"the session broke: {told or type(told).__name__}"
+    except OSError as told:
+        error = str(told)
     return Outcome(
         vm=f"{guest.target.namespace}/{guest.target.name}",
         exit_code=code,

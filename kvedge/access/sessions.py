@@ -34,12 +34,27 @@ _PAUSE = 0.5
 _BUFFER = 32768
 
 
+@contextlib.contextmanager
+def _breaking() -> Generator[None, None, None]:
+    """Tell a connection that ends in the middle as such."""
+    import paramiko
+
+    try:
+        yield
+    except (paramiko.SSHException, EOFError, ConnectionError) as cause:
+        raise errors.KvedgeError(
+            f"the ssh session broke: {cause or type(cause).__name__}",
+            hint="did the VM restart? kvedge events; then run it again",
+        ) from cause
+
+
 class Session:
     """An authenticated ssh session."""
 
     def __init__(self, client: paramiko.SSHClient) -> None:
         self._client = client
 
+    @_breaking()
     def run(
         self,
         command: str,
@@ -54,6 +69,7 @@ class Session:
         channel.exec_command(command)
         return _carry(channel, stdin, stdout, stderr)
 
+    @_breaking()
     def output(self, command: str, *, timeout: float = 60) -> tuple[int, str, str]:
         """Run a command and return its exit code, output and error output.
 
@@ -73,12 +89,14 @@ class Session:
             err.getvalue().decode(errors="replace"),
         )
 
+    @_breaking()
     def shell(self) -> int:
         """Hand the terminal over to a login shell; returns its exit code."""
         channel = self._open(tty=True)
         channel.invoke_shell()
         return _interact(channel)
 
+    @_breaking()
     def interactive(self, command: str) -> int:
         """Hand the terminal over to one command."""
         channel = self._open(tty=True)

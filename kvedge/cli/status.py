@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
-import os
-from pathlib import Path
+import json
+import sys
+import time
 
 import click
 
@@ -15,16 +17,44 @@ __all__ = ["status"]
 
 
 @click.command()
+@click.option("-w", "--watch", is_flag=True, help="Show it again until interrupted.")
+@click.option("--interval", type=click.FloatRange(min=0.5), default=5.0, show_default=True,
+              help="Seconds between two looks of --watch.")  # fmt: skip
 @_common.output_option
 @_common.kubeconfig_option
-def status(output, kubeconfig) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
-    """Show VMs, devices, deployments and pods."""
-    from kvedge import kube, survey
+def status(output, kubeconfig, watch, interval) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+    """Show VMs, devices, deployments and pods.
+
+    With --watch, a terminal shows the newest table; elsewhere it is printed when it has changed
+    (JSON: one object a line).
+    """
+    from kvedge import errors, kube, survey
 
     _common.load_environment()
     config = kube.load_config(kubeconfig)
-    found = asyncio.run(_read(config, survey))
-    if output == "json":
+    last = None
+    while True:
+        try:
+            found = asyncio.run(_read(config, survey))
+        except errors.RemoteError as error:
+            if not watch:
+                raise
+            click.echo(f"note: {error.message}", err=True)
+        else:
+            if found != last or sys.stdout.isatty():
+                _show(found, output, watch=watch)
+            last = found
+        if not watch:
+            return
+        time.sleep(interval)
+
+
+def _show(found, output: str, *, watch: bool) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+    if watch and sys.stdout.isatty():
+        click.clear()
+    if output == "json" and watch:
+        click.echo(json.dumps(dataclasses.asdict(found), sort_keys=True))
+    elif output == "json":
         _common.emit(dataclasses.asdict(found))
     else:
         ready = {f"{pod.namespace}/{pod.workload}": pod for pod in found.pods}
@@ -61,16 +91,11 @@ def _told(name: str, ready) -> str:  # type: ignore[no-untyped-def]  # noqa: ANN
 
 
 async def _read(config, survey):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    from kvedge import iothub, kube
-    from kvedge.redact import Secret
+    from kvedge import kube
 
-    file = os.environ.get("KVEDGE_HUB_CONNECTION_STRING_FILE")
-    ca_file = os.environ.get("KVEDGE_HUB_CA_FILE")
-    async with kube.Client(config) as client:
-        if not file:
-            return await survey.read_fleet(client, None)
-        secret = Secret(Path(file).read_text(encoding="utf-8").strip())
-        async with iothub.Hub.from_connection_string(
-            secret, ca_file=Path(ca_file) if ca_file else None
-        ) as hub:
-            return await survey.read_fleet(client, hub)
+    async with contextlib.AsyncExitStack() as stack:
+        client = await stack.enter_async_context(kube.Client(config))
+        hub = _common.hub_from_environment()
+        if hub is not None:
+            await stack.enter_async_context(hub)
+        return await survey.read_fleet(client, hub)

@@ -2,7 +2,7 @@
 
 It stands in for a guest's sshd where booting a VM is too slow: the same protocol, host key and
 user keys on a real socket. Limits: public keys only, no terminals; commands run as this user, in
-the folder.
+the folder. A file `drop` in the folder makes it hang up on each command.
 Run it as `python -m kvedge.testing.sshd FOLDER HOST:PORT`; the folder holds `host_key` and
 `authorized_keys`, and is what sftp shows.
 """
@@ -22,6 +22,8 @@ from paramiko import common
 from kvedge import processes
 
 __all__ = ["make_folder", "serve"]
+
+_ANSWER_SECONDS = 0.2
 
 
 def make_folder(folder: Path) -> tuple[str, Path]:
@@ -70,11 +72,17 @@ class _Guest(paramiko.ServerInterface):
         return common.OPEN_SUCCEEDED if session else common.OPEN_FAILED_ADMINISTRATIVELY_PROHIBITED
 
     def check_channel_exec_request(self, channel: paramiko.Channel, command: bytes) -> bool:
-        threading.Thread(target=_run, args=(channel, command, self._folder), daemon=True).start()
+        # The answer to the request, sent when this returns, must not come after the output's end.
+        work = threading.Timer(_ANSWER_SECONDS, _run, (channel, command, self._folder))
+        work.daemon = True
+        work.start()
         return True
 
 
 def _run(channel: paramiko.Channel, command: bytes, folder: Path) -> None:
+    if (folder / "drop").exists():
+        channel.get_transport().close()
+        return
     done = processes.run(
         ["sh", "-c", command.decode()], what="run a command", cwd=folder, stdin=b"", check=False
     )

@@ -10,10 +10,12 @@ import threading
 
 import pytest
 
-from kvedge import kube
+from kvedge import errors, kube
 from kvedge.testing import kinds, sshd
 from kvedge.testing.clusters import cluster  # noqa: F401 - a fixture
 from kvedge.testing.hubs import hub_certificates  # noqa: F401 - a fixture
+from kvedge.testing.portforwards import api_objects, running_portforwards
+from kvedge.testing.waiting import until
 
 _serial = itertools.count(1)
 
@@ -25,6 +27,7 @@ class Fleet:
         self.config, self.folder, self.namespace = config, folder, f"access{next(_serial)}"
         self.user_key = None
         self.host_keys = {}
+        self.places = {}
         self._listeners = []
 
     def call(self, method, *arguments, **more):
@@ -49,6 +52,7 @@ class Fleet:
         self._listeners.append(listener)
         threading.Thread(target=sshd.serve, args=(folder, listener), daemon=True).start()
         self.host_keys[name] = host_key
+        self.places[name] = listener.getsockname()
         labels = {
             "app.kubernetes.io/managed-by": "kvedge",
             "kvedge.io/environment": "plant",
@@ -111,11 +115,30 @@ def fleet(cluster, tmp_path):  # noqa: F811
 
 
 @pytest.fixture
+def api_way(fleet, hub_certificates):  # noqa: F811
+    """Let the API server lead port-forwards to the fleet's ssh servers."""
+    with running_portforwards(fleet.places, hub_certificates) as port:
+        for one in api_objects(port):
+            fleet.call("apply", one)
+        until(lambda: _served(fleet), "the aggregated API is served", seconds=120)
+        yield
+        fleet.call(
+            "delete", "/apis/apiregistration.k8s.io/v1/apiservices/v1.subresources.kubevirt.io"
+        )
+
+
+def _served(fleet):
+    try:
+        return fleet.call("get", "/apis/subresources.kubevirt.io/v1")["kind"]
+    except errors.RemoteError:
+        return None
+
+
+@pytest.fixture
 def cli(cluster, fleet, monkeypatch):  # noqa: F811
     """Run a command in this process as the fleet's user; returns (exit code, stdout, stderr)."""
     from click.testing import CliRunner
 
-    from kvedge import errors
     from kvedge.cli import _root
 
     for name in ("KVEDGE_SITE", "KVEDGE_STATE", "KUBECONFIG"):

@@ -131,3 +131,12 @@ def test_a_refused_login_names_the_key(cli, fleet, tmp_path, user_key):
     assert code == 1
     assert str(other) in err
     assert "-i" in err
+
+
+def test_a_session_that_breaks_is_a_failure(cli, fleet):
+    """A guest that hangs up in the middle has no exit code or 255, and there is no traceback."""
+    (fleet.add("going") / "drop").touch()
+    out, _ = run(cli, fleet, "-o", "json", "true", code=1)
+    assert json.loads(out)["vms"][0]["exit_code"] in (None, 255)
+    code, _, err = cli("ssh", "--via", "address", "-i", str(fleet.user_key), "going", "true")
+    assert code == 255 or "the ssh session broke" in err

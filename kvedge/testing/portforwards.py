@@ -1,0 +1,124 @@
+"""KubeVirt's portforward behind a real aggregating API server, leading to given addresses.
+
+It stands in for virt-api where no VM runs: the same path, subprotocol and frames, so what is
+tested is all of our side and the API server's. Limits: only portforward and discovery; it checks
+no rights and no certificates.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+import threading
+from typing import TYPE_CHECKING
+
+from aiohttp import WSMsgType, web
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+
+__all__ = ["api_objects", "running_portforwards"]
+
+_GROUP, _VERSION = "subresources.kubevirt.io", "v1"
+
+
+def api_objects(port: int) -> list[dict[str, object]]:
+    """Return what makes an API server lead the group to a local port."""
+    return [
+        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "kubevirt"}},
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"name": "virt-api", "namespace": "kubevirt"},
+            "spec": {"type": "ExternalName", "externalName": "127.0.0.1"},
+        },
+        {
+            "apiVersion": "apiregistration.k8s.io/v1",
+            "kind": "APIService",
+            "metadata": {"name": f"{_VERSION}.{_GROUP}"},
+            "spec": {
+                "group": _GROUP,
+                "version": _VERSION,
+                "groupPriorityMinimum": 1000,
+                "versionPriority": 15,
+                "insecureSkipTLSVerify": True,
+                "service": {"name": "virt-api", "namespace": "kubevirt", "port": port},
+            },
+        },
+    ]
+
+
+@contextlib.contextmanager
+def running_portforwards(
+    guests: Mapping[str, tuple[str, int]], certificates: tuple[Path, Path, Path]
+) -> Iterator[int]:
+    """Serve in a thread and yield the port.
+
+    Args:
+        guests: VM name -> where its port 22 is; looked up at each connection.
+        certificates: authority, certificate, key.
+    """
+    started = threading.Event()
+    found: list[int] = []
+    ending: list[Callable[[], object]] = []
+
+    async def discovery(request: web.Request) -> web.Response:
+        del request
+        body = {"kind": "APIResourceList", "apiVersion": "v1", "resources": [],
+                "groupVersion": f"{_GROUP}/{_VERSION}"}  # fmt: skip
+        return web.json_response(body)
+
+    async def portforward(request: web.Request) -> web.StreamResponse:
+        place = guests.get(request.match_info["name"])
+        if place is None:
+            body = {"kind": "Status", "status": "Failure", "reason": "NotFound", "code": 404,
+                    "message": "virtualmachineinstance not found"}  # fmt: skip
+            return web.json_response(body, status=404)
+        reader, writer = await asyncio.open_connection(*place)
+        stream = web.WebSocketResponse(protocols=("plain.kubevirt.io",), compress=False)
+        await stream.prepare(request)
+
+        async def down() -> None:
+            while data := await reader.read(10240):
+                await stream.send_bytes(data)
+            await stream.close()
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(down(), name="guest-down")
+            async for message in stream:
+                if message.type is WSMsgType.BINARY:
+                    writer.write(message.data)
+                    await writer.drain()
+            writer.close()
+        return stream
+
+    async def serve() -> None:
+        stop, loop = asyncio.Event(), asyncio.get_running_loop()
+        ending.append(lambda: loop.call_soon_threadsafe(stop.set))
+        app = web.Application()
+        root = f"/apis/{_GROUP}/{_VERSION}"
+        app.router.add_get(root, discovery)
+        app.router.add_get(
+            root + "/namespaces/{namespace}/virtualmachineinstances/{name}/portforward/22/tcp",
+            portforward,
+        )
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        await runner.setup()
+        tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        tls.load_cert_chain(certificates[1], certificates[2])
+        await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()
+        found.append(runner.addresses[0][1])
+        started.set()
+        await stop.wait()
+        await runner.cleanup()
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()), name="virt-api", daemon=True)
+    thread.start()
+    assert started.wait(20), "the stand-in of virt-api did not start"
+    try:
+        yield found[0]
+    finally:
+        ending[0]()
+        thread.join(20)
