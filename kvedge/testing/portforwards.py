@@ -1,8 +1,8 @@
 """KubeVirt's portforward behind a real aggregating API server, leading to given addresses.
 
 It stands in for virt-api where no VM runs: the same path, subprotocol and frames, so what is
-tested is all of our side and the API server's. Limits: only portforward and discovery; it checks
-no rights and no certificates.
+tested is all of our side and the API server's. Limits: portforward, discovery, and acts (start,
+stop, restart) that are noted and answered but not done; it checks no rights and no certificates.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import ssl
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import WSMsgType, web
 
@@ -52,13 +52,18 @@ def api_objects(port: int) -> list[dict[str, object]]:
 
 @contextlib.contextmanager
 def running_portforwards(
-    guests: Mapping[str, tuple[str, int]], certificates: tuple[Path, Path, Path]
+    guests: Mapping[str, tuple[str, int]],
+    certificates: tuple[Path, Path, Path],
+    *,
+    acts: list[tuple[str, str, Any]] | None = None,
 ) -> Iterator[int]:
     """Serve in a thread and yield the port.
 
     Args:
         guests: VM name -> where its port 22 is; looked up at each connection.
         certificates: authority, certificate, key.
+        acts: gets (VM, act, body) of each act; one on a VM that is no guest is refused as KubeVirt
+            refuses it.
     """
     started = threading.Event()
     found: list[int] = []
@@ -94,6 +99,18 @@ def running_portforwards(
             writer.close()
         return stream
 
+    async def act(request: web.Request) -> web.Response:
+        name, asked = request.match_info["name"], request.match_info["act"]
+        if name not in guests:
+            what = f'virtualmachine.kubevirt.io "{name}"'
+            text = f"Operation cannot be fulfilled on {what}: VM is not running"
+            body = {"kind": "Status", "status": "Failure", "reason": "Conflict", "code": 409,
+                    "message": text}  # fmt: skip
+            return web.json_response(body, status=409)
+        if acts is not None:
+            acts.append((name, asked, await request.json()))
+        return web.Response(status=202)
+
     async def serve() -> None:
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
         ending.append(lambda: loop.call_soon_threadsafe(stop.set))
@@ -104,6 +121,7 @@ def running_portforwards(
             root + "/namespaces/{namespace}/virtualmachineinstances/{name}/portforward/22/tcp",
             portforward,
         )
+        app.router.add_put(root + "/namespaces/{namespace}/virtualmachines/{name}/{act}", act)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await runner.setup()
         tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)

@@ -104,7 +104,12 @@ def fleet(cluster, tmp_path):  # noqa: F811
         async with kube.Client(made.config) as client:
             await kinds.install(
                 client,
-                [kinds.definition("kubevirt.io", "v1", "VirtualMachine", "virtualmachines")],
+                [
+                    kinds.definition("kubevirt.io", "v1", "VirtualMachine", "virtualmachines"),
+                    kinds.definition(
+                        "kubevirt.io", "v1", "VirtualMachineInstance", "virtualmachineinstances"
+                    ),
+                ],
             )
             body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": made.namespace}}
             await client.apply(body)
@@ -117,11 +122,12 @@ def fleet(cluster, tmp_path):  # noqa: F811
 @pytest.fixture
 def api_way(fleet, hub_certificates):  # noqa: F811
     """Let the API server lead port-forwards to the fleet's ssh servers."""
-    with running_portforwards(fleet.places, hub_certificates) as port:
+    acts = []
+    with running_portforwards(fleet.places, hub_certificates, acts=acts) as port:
         for one in api_objects(port):
             fleet.call("apply", one)
         until(lambda: _served(fleet), "the aggregated API is served", seconds=120)
-        yield
+        yield acts
         fleet.call(
             "delete", "/apis/apiregistration.k8s.io/v1/apiservices/v1.subresources.kubevirt.io"
         )
