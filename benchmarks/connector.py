@@ -1,8 +1,8 @@
 """The connector at a hub's size: `make -s bench NAME=connector`.
 
 100 deployments in groups of devices, all devices simulated, the hub emulated, quotas of one S1
-unit. Options: --deployments N, --devices N, --minutes M of steady state. Packing of many pods into
-one deployment is not there yet, so `packed_pods` is null.
+unit. Then pods that share deployments, on 50 disjoint targets. Options: --deployments N,
+--devices N, --minutes M of steady state, --packed N.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from kvedge.testing.hubs import running_hub
 NAMESPACE, NODE = "bench", "bench-iotedge"
 PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
 GROUPS = 10
+TARGETS_PER_GROUP = 5
 POLL_SECONDS = 15.0
 now = time.monotonic
 
@@ -39,6 +40,16 @@ def pod(index):
             "name": f"p{index}",
             "annotations": {"kvedge.io/target-condition": f"tags.group='g{index % GROUPS}'"},
         },
+        "spec": {"nodeName": NODE, "containers": [{"name": "m", "image": "reg/m:1"}]},
+    }
+
+
+def packed_pod(index):
+    """Return a pod for one of 50 single devices that shares a deployment with others."""
+    group, number = index % GROUPS, index // GROUPS % TARGETS_PER_GROUP + 1
+    notes = {"kvedge.io/devices": f"g{group}-{number}", "kvedge.io/packed": "true"}
+    return {
+        "metadata": {"name": f"k{index}", "annotations": notes},
         "spec": {"nodeName": NODE, "containers": [{"name": "m", "image": "reg/m:1"}]},
     }
 
@@ -129,8 +140,8 @@ async def connector(config, hub, units):
                 await task
 
 
-async def count_ready(client):
-    """Return how many pods are Ready."""
+async def count_ready(client, prefix):
+    """Return how many pods whose names begin so are Ready."""
     listed = await client.get(PODS)
     return sum(
         any(
@@ -138,6 +149,7 @@ async def count_ready(client):
             for c in p["status"].get("conditions", ())
         )
         for p in listed["items"]
+        if p["metadata"]["name"].startswith(prefix)
     )
 
 
@@ -171,7 +183,7 @@ async def measure(options, folder):
                     await client.post(PODS, pod(index))
 
                 async def all_ready():
-                    return await count_ready(client) >= options.deployments
+                    return await count_ready(client, "p") >= options.deployments
 
                 await wait(all_ready, options.seconds)
                 figures["all_running_s"] = round(now() - began, 1)
@@ -190,11 +202,32 @@ async def measure(options, folder):
                 devices.override("g0-1", "p0-m", runtimeStatus="failed")
 
                 async def told():
-                    return await count_ready(client) < options.deployments
+                    return await count_ready(client, "p") < options.deployments
 
                 figures["report_to_status_s"] = round(await wait(told, 300), 1)
                 figures["poll_interval_s"] = round(node.provider.poll_interval(), 1)
-    return {**figures, "packed_pods": None}
+                figures |= await pack(client, service, options)
+    return figures
+
+
+async def pack(client, service, options):
+    """Return how long pods that share deployments take, and what that costs the hub."""
+    before, began = service.budget.spent.get("configurations", 0), now()
+    for index in range(options.packed):
+        await client.post(PODS, packed_pod(index))
+
+    async def all_ready():
+        return await count_ready(client, "k") >= options.packed
+
+    await wait(all_ready, options.seconds)
+    took = now() - began
+    listed = await service.configurations()
+    return {
+        "packed_pods": await count_ready(client, "k"),
+        "packed_s": round(took, 1),
+        "packed_deployments": sum("-pack-" in entry["id"] for entry in listed),
+        "packed_hub_writes": service.budget.spent["configurations"] - before,
+    }
 
 
 def main():
@@ -202,6 +235,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--deployments", type=int, default=100)
     parser.add_argument("--devices", type=int, default=1000)
+    parser.add_argument("--packed", type=int, default=2000)
     parser.add_argument("--minutes", type=float, default=3.0)
     parser.add_argument("--seconds", type=float, default=900.0, help="until all pods run")
     options = parser.parse_args()
