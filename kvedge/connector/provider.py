@@ -276,7 +276,8 @@ class IotEdgeProvider(Provider):
                 async with asyncio.timeout(self._pace()):
                     await self._poll_now.wait()
             # Several pods in a row share one poll, and polling takes a third of the time at most.
-            gap = max(min(1.0, self._settings.poll_seconds), min(3 * took, self.poll_interval()))
+            rest = 3 * took if not self._failures else min(3 * took, self.poll_interval())
+            gap = max(min(1.0, self._settings.poll_seconds), rest)
             await asyncio.sleep(max(0.0, began + gap - loop.time()))
 
     def _pace(self) -> float:
