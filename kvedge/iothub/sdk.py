@@ -12,6 +12,7 @@ import binascii
 import importlib
 import importlib.util
 import sys
+import threading
 import types
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["connect", "host_of"]
 
 _PARTS = ("HostName", "SharedAccessKeyName", "SharedAccessKey")
+_LOADING = threading.Lock()
 _ENTRA = "EntraId"
 """Value of `Authentication` in a connection string without a key."""
 _FOR_ENTRA = {
@@ -111,6 +113,12 @@ def _credential() -> Any:
 
 
 def _load() -> types.ModuleType:
+    # Two threads that connect at once would see each other's stand-ins as the real modules.
+    with _LOADING:
+        return _load_alone()
+
+
+def _load_alone() -> types.ModuleType:
     stand_ins = {name: module for name, module in _stand_ins() if name not in sys.modules}
     sys.modules.update(stand_ins)
     try:

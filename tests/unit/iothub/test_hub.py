@@ -7,6 +7,7 @@ import http.server
 import ipaddress
 import json
 import ssl
+import sys
 import threading
 
 import pytest
@@ -15,7 +16,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from kvedge import errors, iothub
+from kvedge import errors, iothub, processes
 from kvedge.redact import Secret
 
 KEY = "c2VjcmV0LWtleQ=="
@@ -278,3 +279,18 @@ async def test_twins_have_a_budget_by_the_second():
     for _ in range(60):
         await budget.spend("twins", iothub.Lane.WRITE)
     assert 0.19 < asyncio.get_running_loop().time() - begun < 0.3
+
+
+@pytest.mark.timeout(60)
+def test_threads_may_open_the_first_connections_at_once():
+    """Pulumi's provider does so with every fleet of more than one VM."""
+    code = """
+import concurrent.futures
+from kvedge.iothub import sdk
+from kvedge.redact import Secret
+secret = Secret("HostName=h;SharedAccessKeyName=n;SharedAccessKey=a2V5")
+with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    assert all(pool.map(lambda _: sdk.connect(secret, None), range(8)))
+"""
+    done = processes.run([sys.executable, "-c", code], what="connect", check=False)
+    assert done.returncode == 0, done.stderr
