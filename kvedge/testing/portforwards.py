@@ -1,8 +1,9 @@
 """KubeVirt's portforward behind a real aggregating API server, leading to given addresses.
 
 It stands in for virt-api where no VM runs: the same path, subprotocol and frames, so what is
-tested is all of our side and the API server's. Limits: portforward, discovery, and acts (start,
-stop, restart) that are noted and answered but not done; it checks no rights and no certificates.
+tested is all of our side and the API server's. Limits: portforward, discovery, a console that
+echoes, a screen that only greets, and acts (start, stop, restart) that are noted and answered but
+not done; it checks no rights and no certificates.
 """
 
 from __future__ import annotations
@@ -99,6 +100,22 @@ def running_portforwards(
             writer.close()
         return stream
 
+    async def console(request: web.Request) -> web.StreamResponse:
+        stream = web.WebSocketResponse(protocols=("plain.kubevirt.io",), compress=False)
+        await stream.prepare(request)
+        await stream.send_bytes(b"login: ")
+        async for message in stream:
+            if message.type is WSMsgType.BINARY:
+                await stream.send_bytes(b"<" + message.data + b">")
+        return stream
+
+    async def screen(request: web.Request) -> web.StreamResponse:
+        stream = web.WebSocketResponse(protocols=("plain.kubevirt.io",), compress=False)
+        await stream.prepare(request)
+        await stream.send_bytes(b"RFB 003.008\n")
+        await stream.receive()
+        return stream
+
     async def act(request: web.Request) -> web.Response:
         name, asked = request.match_info["name"], request.match_info["act"]
         if name not in guests:
@@ -117,10 +134,10 @@ def running_portforwards(
         app = web.Application()
         root = f"/apis/{_GROUP}/{_VERSION}"
         app.router.add_get(root, discovery)
-        app.router.add_get(
-            root + "/namespaces/{namespace}/virtualmachineinstances/{name}/portforward/22/tcp",
-            portforward,
-        )
+        guest = root + "/namespaces/{namespace}/virtualmachineinstances/{name}"
+        app.router.add_get(guest + "/portforward/22/tcp", portforward)
+        app.router.add_get(guest + "/console", console)
+        app.router.add_get(guest + "/vnc", screen)
         app.router.add_put(root + "/namespaces/{namespace}/virtualmachines/{name}/{act}", act)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await runner.setup()
