@@ -249,6 +249,7 @@ class Packs:
                 await asyncio.sleep(pause)
                 continue
             await self.write(state)
+            await asyncio.sleep(0)  # even a hub that fails at once lets others go on
 
     async def write(self, state: _State) -> None:
         """Bring one pack into the hub as its pods want it."""

@@ -314,6 +314,6 @@ class Convergence(RuleBasedStateMachine):
             assert count <= BOUND + pods + 1
 
 
-Convergence.TestCase.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
+Convergence.TestCase.settings = settings(max_examples=50, stateful_step_count=40, deadline=None)
 TestConvergence = Convergence.TestCase
 TestConvergence.__doc__ = "Random interleavings converge to the deployments that the pods ask for."
