@@ -227,6 +227,8 @@ def _await_ready(url: str, token: str, started: list[subprocess.Popen[bytes]], l
 
 
 if __name__ == "__main__":
-    with running_cluster(Path(sys.argv[1])) as _found:
+    # As Ctrl-C does, so that the programs are ended.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with contextlib.suppress(KeyboardInterrupt), running_cluster(Path(sys.argv[1])):
         print(f"KVEDGE_TEST_CLUSTER={sys.argv[1]}", flush=True)  # noqa: T201 - for the shell
-        signal.sigwait({signal.SIGINT, signal.SIGTERM})
+        signal.pause()
