@@ -214,6 +214,7 @@ class Engine:
             cwd=self.project,
             on_line=on_line,
             check=False,
+            kept=True,
         )
         return run if done.returncode else None
 

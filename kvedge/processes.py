@@ -9,12 +9,14 @@ import asyncio
 import collections
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
+import sys
 import threading
 from typing import IO, TYPE_CHECKING
 
-from kvedge import errors
+from kvedge import errors, keeping
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -36,6 +38,7 @@ def run(
     on_line: Callable[[str], None] | None = None,
     check: bool = True,
     timeout: float | None = None,
+    kept: bool = False,
 ) -> subprocess.CompletedProcess[str]:
     """Run a program to its end and return its output as text.
 
@@ -47,6 +50,8 @@ def run(
         log: file that receives everything the program prints.
         on_line: called with each line of stderr and stdout as it comes (they are joined then).
         timeout: seconds until the program is killed.
+        kept: with `on_line` or `log`: whatever the program started ends with it, and with us, and
+            its temporary files go (`kvedge.keeping`). Ctrl-C lets it finish what it is at.
 
     Raises:
         ToolMissing: the program is not there.
@@ -54,6 +59,13 @@ def run(
     """
     words = [str(word) for word in argv]
     merged = {**os.environ, **(env or {})}
+    if kept:
+        found = shutil.which(words[0], path=merged.get("PATH"))
+        if found is None:
+            raise errors.ToolMissing(
+                words[0], f"{what}: program {words[0]!r} not found", hint=f"install {words[0]}"
+            )
+        words = [sys.executable, "-I", "-S", keeping.__file__, found, *words[1:]]
     try:
         if on_line is None and log is None:
             done = subprocess.run(
@@ -69,7 +81,8 @@ def run(
             err = done.stderr.decode(errors="replace")
             code = done.returncode
         else:
-            code, out = _run_streaming(words, merged, cwd, stdin, log, on_line, timeout)
+            lifeline = subprocess.PIPE if kept else subprocess.DEVNULL
+            code, out = _run_streaming(words, merged, cwd, stdin, log, on_line, timeout, lifeline)
             err = out
     except FileNotFoundError as cause:
         raise errors.ToolMissing(
@@ -94,6 +107,7 @@ def _run_streaming(
     log: Path | None,
     on_line: Callable[[str], None] | None,
     timeout: float | None,
+    lifeline: int,
 ) -> tuple[int, str]:
     kept: collections.deque[str] = collections.deque(maxlen=2000)
     with contextlib.ExitStack() as stack:
@@ -103,10 +117,12 @@ def _run_streaming(
                 words,
                 env=env,
                 cwd=cwd,
-                stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
+                stdin=subprocess.PIPE if stdin is not None else lifeline,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=False,
+                # A terminal's Ctrl-C is for us; a keeper hears of it by its lifeline.
+                start_new_session=lifeline == subprocess.PIPE,
             )
         )
         killer = threading.Timer(timeout, child.kill) if timeout else None
@@ -125,7 +141,10 @@ def _run_streaming(
                     on_line(line.rstrip("\n"))
             code = child.wait()
         except BaseException:
-            child.kill()
+            if lifeline == subprocess.PIPE:
+                _let_go(child)
+            else:
+                child.kill()
             raise
         finally:
             if killer:
@@ -146,6 +165,15 @@ def attached(argv: Sequence[str | Path]) -> int:
         raise errors.ToolMissing(
             words[0], f"program {words[0]!r} not found", hint=f"install {words[0]}"
         ) from cause
+
+
+def _let_go(child: subprocess.Popen[bytes]) -> None:
+    """Close a keeper's lifeline and wait until it has ended everything."""
+    if child.stdin:
+        child.stdin.close()
+    for _ in child.stdout or ():
+        pass
+    child.wait()
 
 
 async def arun(

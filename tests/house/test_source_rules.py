@@ -7,6 +7,7 @@ import ast
 # Starting programs elsewhere, each with its reason.
 MAY_START_PROGRAMS = {
     "kvedge/processes.py": "the one gateway",
+    "kvedge/keeping.py": "the gateway's other half, a process of its own",
     "kvedge/edgesim/": "is packed into a .deb by itself and imports nothing of kvedge",
 }
 # Making tasks without a group, each with its reason.
@@ -17,6 +18,7 @@ MAY_MAKE_TASKS = {
 MAY_EXIT = {
     "kvedge/cli/": "the command line",
     "kvedge/edgesim/": "programs of their own, packed into a .deb",
+    "kvedge/keeping.py": "runs as a process of its own",
     "kvedge/site/publishing.py": "runs as a process of its own, in the other network namespace",
 }
 STARTERS = {

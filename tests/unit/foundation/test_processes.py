@@ -1,7 +1,11 @@
 """Programs are started by one gateway that tells what failed."""
 
 import os
+import signal
 import sys
+import textwrap
+import time
+from pathlib import Path
 
 import pytest
 
@@ -52,3 +56,85 @@ def test_start_time_tells_living_from_gone():
     child.wait()
     assert processes.start_time(child.pid) is None
     assert processes.start_time(os.getpid()) is not None
+
+
+# Starts a plugin that leaves our process group, as pulumi's do, then waits or dies.
+ENGINE = textwrap.dedent(
+    """
+    import os, pathlib, signal, subprocess, sys, tempfile, time
+    plugin = subprocess.Popen(["sleep", "300"], start_new_session=True)
+    left = tempfile.NamedTemporaryFile(delete=False).name
+    print(os.getpid(), plugin.pid, left, flush=True)
+    if sys.argv[1] == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if sys.argv[1] == "stubborn":
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    time.sleep(300)
+    """
+)
+
+
+def gone(line):
+    """Tell whether engine, plugin and temporary file of a line are no more."""
+    engine, plugin, left = line.split()
+    alive = [pid for pid in (int(engine), int(plugin)) if processes.start_time(pid)]
+    return not alive and not Path(left).exists() and not Path(left).parent.exists()
+
+
+def test_a_kept_program_that_is_killed_leaves_nothing_behind():
+    """A plugin in a session of its own and a temporary file go with their engine."""
+    lines = []
+    done = processes.run(
+        [sys.executable, "-c", ENGINE, "die"], what="try", on_line=lines.append, check=False,
+        kept=True,
+    )  # fmt: skip
+    assert done.returncode == 128 + signal.SIGKILL
+    assert gone(lines[0])
+
+
+def test_an_interrupted_caller_ends_a_kept_program_gently():
+    """Ctrl-C reaches the engine as an interrupt, and nothing is left afterwards."""
+    lines = []
+
+    def interrupt(line):
+        lines.append(line)
+        if len(lines) == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        processes.run(
+            [sys.executable, "-c", ENGINE, "wait"], what="try", on_line=interrupt, kept=True
+        )
+    assert gone(lines[0])
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("how", ["wait", "stubborn"])
+def test_a_kept_program_ends_with_a_killed_caller(tmp_path, how):
+    """The caller's kill -9 is heard through the lifeline, and a deaf engine is killed."""
+    code = textwrap.dedent(
+        f"""
+        from kvedge import processes
+        processes.run(
+            {[sys.executable, "-c", ENGINE, how]!r}, what="try", kept=True,
+            on_line=lambda line: print(line, flush=True),
+        )
+        """
+    )
+    log = tmp_path / "log"
+    caller = processes.popen([sys.executable, "-c", code], log=log)
+    deadline = time.monotonic() + 50
+    while not log.read_text().endswith("\n"):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    caller.kill()
+    caller.wait()
+    while not gone(log.read_text()):
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.05)
+
+
+def test_a_kept_program_may_be_missing():
+    """The keeper hides no missing program."""
+    with pytest.raises(errors.ToolMissing, match="no-such"):
+        processes.run(["no-such-program-here"], what="try", on_line=print, kept=True)
