@@ -10,7 +10,7 @@ import dataclasses
 import os
 from typing import TYPE_CHECKING, Any
 
-from infra import access_keys, fleet, hub_content, publishing, sweeping
+from infra import access_keys, fleet, hub_content, publishing, rollout, sweeping
 from kvedge import errors, iothub, kube, settings
 from kvedge.progress import Progress, silent
 
@@ -63,7 +63,11 @@ def bring_up(
     changes = engine.up(on_event=told)
     told.end(changes)
     restarted = asyncio.run(_roll_out(environment, seconds, wait=wait, progress=progress))
-    return Outcome(environment=environment.name, changes=changes, restarted=tuple(restarted))
+    return Outcome(
+        environment=environment.name,
+        changes=changes,
+        restarted=tuple(sorted({*told.restarted, *restarted})),
+    )
 
 
 def take_down(engine: Engine, *, keep_data: bool = False, progress: Progress = silent) -> Outcome:
@@ -107,9 +111,14 @@ class _Told:
     def __init__(self, progress: Progress, task: str) -> None:
         self._progress, self._task = progress, task
         self._done, self._total = 0, 0
+        self.restarted: set[str] = set()
         progress(task)
 
     def __call__(self, event: Event) -> None:
+        if event.kind == "stage":
+            self.restarted.add(event.name)
+            self._progress(f"VM {event.name}", event.share, 1.0, event.note)
+            return
         if event.kind == "plan":
             self._total = event.count
         elif event.kind == "done" and event.operation != "same":
@@ -182,13 +191,12 @@ async def _roll_out(
     def on_stage(name: str, stage: fleet.Stage) -> None:
         progress(f"VM {name}", stage.share, 1.0, stage.text)
 
-    async with _client(environment) as client:
-        restarted = await fleet.restart_changed(
-            client, members, on_restart=lambda name: progress(f"VM {name}", 0.0, 1.0, "restarting")
+    async with _client(environment) as client, _hub(environment) as hub:
+        restarted = await rollout.roll_out(
+            client, hub, members, environment.rollout, on_stage=on_stage
         )
         if wait:
-            async with _hub(environment) as hub:
-                await fleet.wait_ready(client, hub, members, seconds=seconds, on_stage=on_stage)
+            await fleet.wait_ready(client, hub, members, seconds=seconds, on_stage=on_stage)
     return restarted
 
 

@@ -8,12 +8,15 @@ key seed are written to the copy (docs/decisions/0007-stack-files.md).
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import json
 import os
 import secrets
 import shutil
+import socket
 import sys
+import threading
 import urllib.parse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +27,7 @@ from kvedge import errors, processes, redact, settings, tools
 from kvedge.progress import Progress, silent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 __all__ = ["Engine", "Event", "Project", "find_project", "make_project"]
 
@@ -41,12 +44,16 @@ class Event:
     """A step of a run."""
 
     kind: str
-    """`plan` (count is how many resources will change), `begin` or `done`."""
+    """`plan` (count is how many resources will change), `begin`, `done`, or `stage` of a VM."""
     name: str = ""
-    """The resource's logical name."""
+    """The resource's logical name, or the VM's."""
     operation: str = ""
     """`create`, `update`, `delete`, `replace` or `same`."""
     count: int = 0
+    note: str = ""
+    """A VM's stage in a word."""
+    share: float = 0.0
+    """How far the VM is, from 0 to 1."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -207,15 +214,16 @@ class Engine:
                 count = sum(1 for step in steps if step.get("op") not in ("same", "read"))
                 on_event(Event(kind="plan", count=count))
 
-        done = processes.run(
-            ["pulumi", *words, "--json", "--stack", self.stack, "--non-interactive"],
-            what=" ".join(["pulumi", *words]),
-            env=self._environment(),
-            cwd=self.project,
-            on_line=on_line,
-            check=False,
-            kept=True,
-        )
+        with _stages(on_event) as name:
+            done = processes.run(
+                ["pulumi", *words, "--json", "--stack", self.stack, "--non-interactive"],
+                what=" ".join(["pulumi", *words]),
+                env={**self._environment(), "KVEDGE_FLEET_STAGES": name},
+                cwd=self.project,
+                on_line=on_line,
+                check=False,
+                kept=True,
+            )
         return run if done.returncode else None
 
     def _break_dead_lock(self, run: _Run) -> bool:
@@ -311,6 +319,27 @@ class Engine:
             said = redact.redacted((done.stderr or done.stdout).strip())
             raise errors.KvedgeError(f"cannot {what}: {said.removeprefix('error: ')}")
         return done.stdout
+
+
+@contextlib.contextmanager
+def _stages(on_event: Callable[[Event], None]) -> Iterator[str]:
+    """Hear of VMs' stages from the roll-out, which runs in a process of the engine's."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as heard:
+        name = f"kvedge-stages-{secrets.token_hex(8)}"
+        heard.bind(f"\0{name}")
+
+        def listen() -> None:
+            while data := heard.recv(65536):
+                on_event(Event(kind="stage", **json.loads(data)))
+
+        listener = threading.Thread(target=listen, name="stages", daemon=True)
+        listener.start()
+        try:
+            yield name
+        finally:
+            heard.connect(f"\0{name}")
+            heard.send(b"")
+            listener.join()
 
 
 def _sort(line: str, run: _Run) -> None:

@@ -1,8 +1,7 @@
-"""Rolling out and waiting for VMs and their devices, after their objects are written.
+"""How far VMs and their devices are, and waiting for them after their objects are written.
 
-A VM is started anew when its template or its Secrets differ from what it was started with; that is
-recorded on the VirtualMachineInstance, so it is true whoever started it. One waiter follows all VMs
-and fails as soon as a cause is known, with the VM's name. Nothing of pulumi is in here.
+One waiter follows all VMs and fails as soon as a cause is known, with the VM's name. Nothing of
+pulumi is in here.
 """
 
 from __future__ import annotations
@@ -10,28 +9,32 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import datetime
-import hashlib
 from typing import TYPE_CHECKING, Any
 
-import orjson
-
-from kvedge import errors, names
+from kvedge import errors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from kvedge import iothub, kube
     from kvedge.wire import KubeObject
 
-__all__ = ["Member", "Stage", "restart_changed", "stage_of", "wait_ready"]
+__all__ = [
+    "GRACE_SECONDS",
+    "Member",
+    "Objects",
+    "Stage",
+    "condition",
+    "objects_of",
+    "stage_of",
+    "time_of",
+    "wait_ready",
+]
 
-CONTENT = f"{names.ANNOTATION}/content"
-"""On a VirtualMachineInstance: hash of the template and Secrets that it was started with."""
 _POLL_SECONDS = 1.0
 _HUB_POLL_SECONDS = 3.0
-_GRACE_SECONDS = 20.0
+GRACE_SECONDS = 20.0
 """A cause must hold for so long: schedulers and importers try again by themselves."""
-_RESTART_SECONDS = 600.0
 _STOPPED_SECONDS = 20.0
 _BATCH = 50
 _FATAL = {
@@ -66,125 +69,6 @@ class Stage:
     """Why it cannot go on, if that is known."""
 
 
-async def restart_changed(
-    client: kube.Client,
-    members: Sequence[Member],
-    *,
-    on_restart: Callable[[str], None] = lambda _: None,
-) -> list[str]:
-    """Restart each running VM whose template or Secrets changed since its start; return names.
-
-    Raises:
-        KvedgeError: a VM did not come back.
-    """
-    raised: errors.KvedgeError | None = None
-    tasks: list[asyncio.Task[bool]] = []
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks += [
-                group.create_task(_restart_one(client, m, on_restart), name=f"restart {m.name}")
-                for m in members
-            ]
-    except* errors.KvedgeError as failures:
-        raised = _first(failures)
-    if raised is not None:
-        raise raised
-    return [member.name for member, task in zip(members, tasks, strict=True) if task.result()]
-
-
-def _first(group: BaseExceptionGroup[Any]) -> errors.KvedgeError:
-    """Return one of the errors of a task group, as good as any."""
-    found = group.exceptions[0]
-    return _first(found) if isinstance(found, BaseExceptionGroup) else found
-
-
-async def _restart_one(
-    client: kube.Client, member: Member, on_restart: Callable[[str], None]
-) -> bool:
-    vm_path, vmi_path = _paths(member)
-    try:
-        vmi = await client.get(vmi_path)
-    except errors.NotFound:
-        return False
-    vm = await client.get(vm_path)
-    content, written = await _content(client, member, vm)
-    recorded = (vmi["metadata"].get("annotations") or {}).get(CONTENT)
-    if recorded == content:
-        return False
-    if recorded is None and not _stale(vm, vmi, written):
-        await _record(client, vmi_path, content)
-        return False
-    on_restart(member.name)
-    root = "/apis/subresources.kubevirt.io/v1/namespaces"
-    path = f"{root}/{member.namespace}/virtualmachines/{member.name}/restart"
-    await client.request("PUT", path, {}, raw=True, accept="*/*")
-    try:
-        async with asyncio.timeout(_RESTART_SECONDS):
-            while True:
-                await asyncio.sleep(_POLL_SECONDS)
-                try:
-                    fresh = await client.get(vmi_path)
-                except errors.NotFound:
-                    continue
-                if fresh["metadata"]["uid"] != vmi["metadata"]["uid"]:
-                    break
-    except TimeoutError as cause:
-        raise errors.KvedgeError(
-            f"VM {member.name!r} did not come back within {_RESTART_SECONDS:g} s of its restart",
-            hint=f"kubectl describe vm {member.name} -n {member.namespace}",
-        ) from cause
-    await _record(client, vmi_path, content)
-    return True
-
-
-def _stale(vm: KubeObject, vmi: KubeObject, written: datetime.datetime | None) -> bool:
-    """Tell whether a VMI without a record was started before the last change."""
-    status = vm.get("status") or {}
-    observed = status.get("observedGeneration")
-    started = _time(vmi["metadata"]["creationTimestamp"])
-    return (
-        _condition(vm, "RestartRequired") is not None
-        or (observed is not None and observed < vm["metadata"]["generation"])
-        or (written is not None and started is not None and written > started)
-    )
-
-
-async def _content(
-    client: kube.Client, member: Member, vm: KubeObject
-) -> tuple[str, datetime.datetime | None]:
-    """Return the hash of what a start would use now, and when its Secrets were last written."""
-    spec = vm["spec"]["template"]["spec"]
-    parts: list[Any] = [spec]
-    written: datetime.datetime | None = None
-    for name in _secret_names(spec):
-        try:
-            secret = await client.get(f"/api/v1/namespaces/{member.namespace}/secrets/{name}")
-        except errors.NotFound:
-            continue
-        parts.append(secret.get("data") or {})
-        times = [_time(secret["metadata"]["creationTimestamp"])]
-        times += [_time(field.get("time")) for field in secret["metadata"].get("managedFields", ())]
-        for found in times:
-            if found and (written is None or found > written):
-                written = found
-    text = orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)
-    return hashlib.sha256(text).hexdigest()[:16], written
-
-
-def _secret_names(spec: Mapping[str, Any]) -> list[str]:
-    found: list[str] = []
-    for volume in spec.get("volumes") or ():
-        if "secret" in volume:
-            found.append(volume["secret"]["secretName"])
-        seed = volume.get("cloudInitNoCloud") or {}
-        found += [seed[key]["name"] for key in ("secretRef", "networkDataSecretRef") if key in seed]
-    return sorted(set(found))
-
-
-async def _record(client: kube.Client, vmi_path: str, content: str) -> None:
-    await client.patch(vmi_path, {"metadata": {"annotations": {CONTENT: content}}}, "merge")
-
-
 async def wait_ready(
     client: kube.Client,
     hub: iothub.Hub | None,
@@ -214,7 +98,7 @@ async def wait_ready(
         if hub is not None and waiting and loop.time() - hub_asked >= _HUB_POLL_SECONDS:
             hub_asked = loop.time()
             connected |= await _connected(hub, [member.device_id for member in waiting])
-        objects = await _objects(client, {member.namespace for member in members})
+        objects = await objects_of(client, {member.namespace for member in members})
         for member in members:
             joined = hub is None or member.device_id in connected
             stage = stage_of(objects, member, connected=joined)
@@ -228,7 +112,7 @@ async def wait_ready(
         failed = [
             f"VM {name!r}: {cause}"
             for name, (cause, begun) in since.items()
-            if cause and loop.time() - begun >= _GRACE_SECONDS
+            if cause and loop.time() - begun >= GRACE_SECONDS
         ]
         if failed:
             raise errors.KvedgeError(
@@ -270,7 +154,7 @@ def stage_of(objects: Objects, member: Member, *, connected: bool) -> Stage:
     if phase != "Running":
         disk = _importing(objects, member, vm)
         return Stage(text=disk or phase.lower() or "starting", share=0.2, cause=cause)
-    if _condition(vmi, "Ready") is None:
+    if condition(vmi, "Ready") is None:
         return Stage(text="booting", share=0.5, cause=cause)
     if not connected:
         return Stage(text="connecting to the hub", share=0.8, cause=cause)
@@ -284,7 +168,11 @@ def _cause(
     if printable in _FATAL:
         detail = disk or _detail(vm, vmi)
         return f"{printable}: {_FATAL[printable]}" + (f": {detail}" if detail else "")
-    failure = _condition(vm, "Failure")
+    failure = condition(vm, "Failure")
+    if failure is None and vmi is not None:
+        unsynchronized = condition(vmi, "Synchronized", wanted="False") or {}
+        # What the node cannot do will not change by waiting.
+        failure = unsynchronized if unsynchronized.get("reason") == "Unsupported" else None
     if failure:
         return f"{failure.get('reason', 'Failure')}: {failure.get('message', '')}"
     return disk
@@ -293,7 +181,7 @@ def _cause(
 def _detail(vm: KubeObject, vmi: KubeObject | None) -> str:
     for obj in (vmi, vm):
         for kind in ("Synchronized", "PodScheduled", "DataVolumesReady", "Ready"):
-            found = _condition(obj, kind, wanted="False") if obj else None
+            found = condition(obj, kind, wanted="False") if obj else None
             if found and found.get("message"):
                 return str(found["message"])
     return ""
@@ -310,7 +198,7 @@ def _disks(objects: Objects, member: Member, vm: KubeObject) -> Iterable[KubeObj
 def _disk_cause(objects: Objects, member: Member, vm: KubeObject) -> str:
     for disk in _disks(objects, member, vm):
         status = disk.get("status") or {}
-        running = _condition(disk, "Running", wanted="False")
+        running = condition(disk, "Running", wanted="False")
         name = disk["metadata"]["name"]
         if status.get("phase") == "Failed":
             return f"disk {name!r} failed: {(running or {}).get('message', '')}"
@@ -330,7 +218,8 @@ def _importing(objects: Objects, member: Member, vm: KubeObject) -> str:
     return ""
 
 
-async def _objects(client: kube.Client, namespaces: Iterable[str]) -> Objects:
+async def objects_of(client: kube.Client, namespaces: Iterable[str]) -> Objects:
+    """Read the VirtualMachines, their instances and the DataVolumes of the namespaces."""
     found: Objects = {}
     kinds = {
         "VirtualMachine": "kubevirt.io/v1/namespaces/{}/virtualmachines",
@@ -357,26 +246,20 @@ async def _connected(hub: iothub.Hub, device_ids: Sequence[str]) -> set[str]:
     return found
 
 
-def _condition(obj: KubeObject, kind: str, *, wanted: str = "True") -> dict[str, Any] | None:
-    for condition in (obj.get("status") or {}).get("conditions") or ():
-        if condition.get("type") == kind and condition.get("status") == wanted:
-            return condition
+def condition(obj: KubeObject, kind: str, *, wanted: str = "True") -> dict[str, Any] | None:
+    """Return the object's condition of a type, if it has the wanted status."""
+    for one in (obj.get("status") or {}).get("conditions") or ():
+        if one.get("type") == kind and one.get("status") == wanted:
+            return one
     return None
 
 
-def _paths(member: Member) -> tuple[str, str]:
-    root = f"/apis/kubevirt.io/v1/namespaces/{member.namespace}"
-    return (
-        f"{root}/virtualmachines/{member.name}",
-        f"{root}/virtualmachineinstances/{member.name}",
-    )
-
-
 def _age(obj: KubeObject) -> float:
-    made = _time(obj["metadata"].get("creationTimestamp"))
+    made = time_of(obj["metadata"].get("creationTimestamp"))
     now = datetime.datetime.now(datetime.UTC)
     return (now - made).total_seconds() if made else 0.0
 
 
-def _time(text: str | None) -> datetime.datetime | None:
+def time_of(text: str | None) -> datetime.datetime | None:
+    """Return the time that an object's field tells."""
     return datetime.datetime.fromisoformat(text) if text else None

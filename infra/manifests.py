@@ -13,7 +13,7 @@ from infra import guest
 from kvedge import names
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from kvedge import spec
     from kvedge.wire import KubeObject
@@ -34,6 +34,8 @@ __all__ = [
     "registry_trust",
     "secret",
     "ssh_service",
+    "user_keys",
+    "user_keys_name",
     "virtual_machine",
 ]
 
@@ -45,6 +47,8 @@ LABEL_ROLE = f"{names.ANNOTATION}/role"
 _SKIP_AWAIT = {"pulumi.com/skipAwait": "true"}
 _KEY_DIGITS = 12
 _GRACE_SECONDS = 60
+_USER = "edge"
+"""Who logs in; the image has this user."""
 
 
 def labels(environment: spec.Environment, vm: spec.Vm | None = None) -> dict[str, str]:
@@ -77,6 +81,17 @@ def edge_secret_name(vm: spec.Vm) -> str:
 def cloudinit_secret_name(vm: spec.Vm) -> str:
     """Return the name of the Secret with cloud-init's documents."""
     return f"{vm.name}-cloudinit"
+
+
+def user_keys_name(environment: spec.Environment) -> str:
+    """Return the name of the Secret with the keys that may log in to the environment's VMs."""
+    return f"{environment.name}-user-keys"
+
+
+def user_keys(environment: spec.Environment, authorized: Iterable[str]) -> KubeObject:
+    """Return the Secret that KubeVirt hands to running guests through their agents."""
+    files = {"authorized_keys": "".join(f"{key}\n" for key in authorized)}
+    return secret(environment, None, user_keys_name(environment), encoded(files))
 
 
 def needs_trust(environment: spec.Environment) -> bool:
@@ -148,18 +163,22 @@ def virtual_machine(
         ANNOTATION_DEVICE: environment.device_id(vm),
         ANNOTATION_HOST_KEY: host_key,
     }
+    spec: dict[str, Any] = {
+        # Start and stop go through the VM's status with this strategy, so nobody edits our spec.
+        "runStrategy": "RerunOnFailure",
+        "template": {
+            "metadata": {"labels": labels(environment, vm)},
+            "spec": _guest_spec(environment, vm, image_key),
+        },
+    }
+    for kind in ("instancetype", "preference"):
+        if name := getattr(vm, kind):
+            spec[kind] = {"kind": f"VirtualMachineCluster{kind.capitalize()}", "name": name}
     return {
         "apiVersion": "kubevirt.io/v1",
         "kind": "VirtualMachine",
         "metadata": metadata,
-        # Start and stop go through the VM's status with this strategy, so nobody edits our spec.
-        "spec": {
-            "runStrategy": "RerunOnFailure",
-            "template": {
-                "metadata": {"labels": labels(environment, vm)},
-                "spec": _guest_spec(environment, vm, image_key),
-            },
-        },
+        "spec": spec,
     }
 
 
@@ -191,6 +210,14 @@ def _guest_spec(environment: spec.Environment, vm: spec.Vm, image_key: str) -> d
     }
     found: dict[str, Any] = {
         "terminationGracePeriodSeconds": _GRACE_SECONDS,
+        "accessCredentials": [
+            {
+                "sshPublicKey": {
+                    "source": {"secret": {"secretName": user_keys_name(environment)}},
+                    "propagationMethod": {"qemuGuestAgent": {"users": [_USER]}},
+                }
+            }
+        ],
         "readinessProbe": {
             "guestAgentPing": {}, "periodSeconds": 2, "timeoutSeconds": 5, "failureThreshold": 5,
         },
@@ -206,6 +233,20 @@ def _guest_spec(environment: spec.Environment, vm: spec.Vm, image_key: str) -> d
         "networks": [{"name": "default", "pod": {}}],
         "volumes": volumes,
     }  # fmt: skip
+    domain = found["domain"]
+    if vm.instancetype:
+        del domain["cpu"], domain["memory"]
+    if vm.firmware != "bios":
+        secure = vm.firmware == "secure-boot"
+        domain["firmware"]["bootloader"] = {"efi": {"secureBoot": secure}}
+        if secure:
+            domain["features"] = {"smm": {"enabled": True}}
+    if vm.tpm:
+        domain["devices"]["tpm"] = {"persistent": True}
+    if vm.eviction_strategy:
+        found["evictionStrategy"] = vm.eviction_strategy
+    if vm.priority_class:
+        found["priorityClassName"] = vm.priority_class
     if vm.node_selector:
         found["nodeSelector"] = dict(vm.node_selector)
     return found
@@ -218,7 +259,7 @@ def ssh_service(environment: spec.Environment, vm: spec.Vm) -> KubeObject | None
         return None
     metadata = _metadata(environment, vm, f"{vm.name}-ssh")
     # An address may come late or never; what counts is told by the fleet's own waiting.
-    metadata["annotations"] = {**ssh.service_annotations, **_SKIP_AWAIT}
+    metadata["annotations"] = {**ssh.annotations, **_SKIP_AWAIT}
     found: dict[str, Any] = {
         "type": ssh.service_type,
         "selector": {names.LABEL_ENVIRONMENT: environment.name, names.LABEL_VM: vm.name},
@@ -236,11 +277,13 @@ def _disk(
     metadata["labels"][LABEL_ROLE] = role
     metadata["annotations"] = dict(_SKIP_AWAIT)
     storage: dict[str, Any] = {
-        "accessModes": ["ReadWriteOnce"],
+        "accessModes": [vm.access_mode],
         "resources": {"requests": {"storage": size}},
     }
     if vm.storage_class:
         storage["storageClassName"] = vm.storage_class
+    if vm.volume_mode:
+        storage["volumeMode"] = vm.volume_mode
     return {
         "apiVersion": "cdi.kubevirt.io/v1beta1",
         "kind": "DataVolume",

@@ -62,13 +62,18 @@ def build(environment: spec.Environment, by: publishing.Builder) -> None:
         authorized_keys=authorized,
         trusted_ca=_trusted(environment.hub.ca_file, environment.registry.ca_file),
         seed=seed,
+        user_keys=Manifest(
+            manifests.user_keys_name(environment),
+            manifests.user_keys(environment, authorized),
+            plain,
+        ),
     )
     vms = {vm.name: EdgeVm(environment, vm, args, options) for vm in environment.fleet}
     before: list[pulumi.Resource] = [one.machine for one in vms.values()]
     if environment.platform:
         before += _platform(environment, environment.platform, pushed, options)
     content = {name: one.content for name, one in vms.items()}
-    FleetReady(environment, content, pulumi.ResourceOptions(depends_on=before))
+    FleetReady(environment, args.image_key, content, pulumi.ResourceOptions(depends_on=before))
     pulumi.export("environment", environment.name)
     pulumi.export("namespace", environment.cluster.namespace)
     pulumi.export("image", args.image)

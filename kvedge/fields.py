@@ -46,6 +46,10 @@ class Fields:
         """Tell whether the field is given."""
         return self._raw.get(field) is not None
 
+    def is_mapping(self, field: str) -> bool:
+        """Tell whether the field is given and is a mapping."""
+        return isinstance(self._raw.get(field), dict)
+
     def raw(self, field: str) -> Any:
         """Return the field as it is."""
         self._known.append(field)
@@ -53,12 +57,18 @@ class Fields:
 
     def text(
         self, field: str, default: str = "", *, check: Callable[[str], str] | None = None,
-        hint: str = "",
+        hint: str = "", digits: bool = False,
     ) -> str:  # fmt: skip
-        """Return a text; numbers and booleans, as YAML reads some texts, are refused."""
+        """Return a text; numbers and booleans, as YAML reads some texts, are refused.
+
+        Args:
+            digits: take a whole number as its digits.
+        """
         value = self.raw(field)
         if value is None:
             return default
+        if digits and isinstance(value, int) and not isinstance(value, bool):
+            value = str(value)
         if not isinstance(value, str):
             self.problem(field, f"{_shown(value)} is not a text", hint or "put it in quotes")
             return default
@@ -77,6 +87,16 @@ class Fields:
             return f"is none of {', '.join(allowed)}{did_you_mean(value, allowed)}"
 
         return self.text(field, default, check=check)
+
+    def flag(self, field: str, *, default: bool) -> bool:
+        """Return true or false."""
+        value = self.raw(field)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            self.problem(field, f"{_shown(value)} is neither true nor false")
+            return default
+        return value
 
     def whole(self, field: str, default: int, low: int, high: int) -> int:
         """Return a whole number within bounds; a text of digits is taken, as pulumi keeps one."""
@@ -129,6 +149,12 @@ class Fields:
         """Yield the mappings of a list."""
         for place, value in self._list(field):
             yield Fields(value, self._at(place), self._problems)
+
+    def named_sections(self, field: str) -> Iterator[tuple[str, Fields]]:
+        """Yield names and mappings of a mapping of mappings."""
+        part = self.section(field)
+        for name, value in part._raw.items():  # noqa: SLF001
+            yield str(name), Fields(value, part._at(str(name)), self._problems)  # noqa: SLF001
 
     def done(self) -> None:
         """Note every field that nobody asked for."""

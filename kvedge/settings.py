@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import yaml
 
 from kvedge import conditions, errors, names, spec
-from kvedge.fields import Fields
+from kvedge.fields import Fields, did_you_mean
 from kvedge.redact import Secret
 
 if TYPE_CHECKING:
@@ -61,6 +61,8 @@ ENVIRONMENT: dict[str, str] = {
 _DEFAULTS: dict[str, Any] = {"cluster.namespace": "default", "image.recipe": "debian-12-edge"}
 _SECRETS = ("hub.connectionString", "keySeed")
 _VM_NAME_LIMIT = 40
+_ITEM = ("name", "mac")
+_NAME_HINT = "small letters, digits and '-'"
 _UNITS = {
     "": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,
     "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40,
@@ -179,6 +181,7 @@ def parse(
         ssh=_ssh(top),
         edge=_edge(top),
         fleet=_fleet(top),
+        rollout=_rollout(top),
         hosts=top.mapping("hosts", key=_host_name, value=_address),
         platform=platform,
         key_seed=Secret(seed) if seed else None,
@@ -310,7 +313,7 @@ def _ssh(top: Fields) -> spec.Ssh:
         ),
         port=part.whole("port", 22, 1, 65535),
         source_ranges=part.texts("sourceRanges", check=_network, hint="such as 10.0.0.0/8"),
-        service_annotations=part.mapping("annotations"),
+        annotations=part.mapping("annotations"),
     )
     part.done()
     return ssh
@@ -328,42 +331,99 @@ def _edge(top: Fields) -> spec.EdgeRuntime:
 
 
 def _fleet(top: Fields) -> tuple[spec.Vm, ...]:
-    fleet: list[spec.Vm] = []
-    seen: dict[str, str] = {}
-    macs: dict[str, str] = {}
-    for part in top.sections("fleet"):
-        vm = _vm(part)
-        if part.usable and not part.has("name"):
-            part.problem("name", "is missing", "each VM needs a name")
-        elif vm.name in seen:
-            part.problem("name", f"{vm.name!r} is taken by {seen[vm.name]}", "names are unique")
-        elif vm.name:
-            seen[vm.name] = part.path
-        if vm.mac and vm.mac in macs:
-            part.problem("mac", f"{vm.mac!r} is taken by {macs[vm.mac]}")
-        macs.setdefault(vm.mac, part.path)
-        fleet.append(vm)
-    return tuple(fleet)
-
-
-def _vm(part: Fields) -> spec.Vm:
     plain = spec.Vm(name="")
-    mac = part.text("mac", check=_mac, hint="such as 02:00:00:12:34:56")
-    vm = spec.Vm(
-        name=part.text("name", check=_vm_name, hint="small letters, digits and '-'"),
+    if not top.is_mapping("fleet"):
+        parts = list(top.sections("fleet"))
+        return _unique(top, [(part.path, _vm(part, plain, own=_ITEM)) for part in parts])
+    part = top.section("fleet")
+    template = _vm(part.section("template"), plain, own=())
+    prefix = part.text("namePrefix", "edge", check=_vm_prefix, hint="small letters, digits, '-'")
+    count = part.whole("count", 0, 0, 1000)
+    found = [(vm.path, _vm(vm, template, own=_ITEM)) for vm in part.sections("vms")]
+    numbered = [dataclasses.replace(template, name=f"{prefix}{n}") for n in range(1, count + 1)]
+    made = {vm.name: ("fleet.count", vm) for vm in numbered}
+    for name, inner in part.named_sections("overrides"):
+        vm = _vm(inner, template, own=("mac",))
+        if name in made:
+            made[name] = (inner.path, dataclasses.replace(vm, name=name))
+        else:
+            inner.problem(
+                "", f"no VM of that name is made by count{did_you_mean(name, made)}",
+                f"names are {prefix}1 to {prefix}{count}" if count else "count is 0",
+            )  # fmt: skip
+    part.done()
+    return _unique(top, [*found, *made.values()])
+
+
+def _unique(top: Fields, found: list[tuple[str, spec.Vm]]) -> tuple[spec.Vm, ...]:
+    """Return the VMs; two of one name or of one MAC are told."""
+    seen: dict[tuple[str, str], str] = {}
+    for place, vm in found:
+        for field, value in (("name", vm.name), ("mac", vm.mac)):
+            taken = seen.setdefault((field, value), place)
+            if value and taken != place:
+                top.problem(f"{place}.{field}", f"{value!r} is taken by {taken}", "one VM's own")
+    return tuple(vm for _, vm in found)
+
+
+def _vm(part: Fields, plain: spec.Vm, *, own: tuple[str, ...]) -> spec.Vm:
+    """Return the VM; fields that are not given are as in `plain`.
+
+    Args:
+        own: which of `name` and `mac`, which two VMs never share, may be given here.
+    """
+    if "name" in own and part.usable and not part.has("name"):
+        part.problem("name", "is missing", "each VM needs a name")
+    name = part.text("name", check=_vm_name, hint=_NAME_HINT) if "name" in own else ""
+    mac = part.text("mac", check=_mac, hint="such as 02:00:00:12:34:56") if "mac" in own else ""
+    if part.has("instancetype"):
+        for field in ("vcpus", "memory"):
+            if part.has(field):
+                part.problem(field, "is given by the instancetype", "take one of the two out")
+    strategies = ("None", "LiveMigrate", "LiveMigrateIfPossible", "External")
+    vm = dataclasses.replace(
+        plain,
+        name=name,
+        mac=mac.lower(),
         vcpus=part.whole("vcpus", plain.vcpus, 1, 64),
         memory=part.text("memory", plain.memory, check=_at_least("256Mi"), hint="such as 1Gi"),
+        instancetype=part.text("instancetype", plain.instancetype, check=_dns_name),
+        preference=part.text("preference", plain.preference, check=_dns_name),
         os_disk=part.text("osDisk", plain.os_disk, check=_at_least("2Gi"), hint="such as 4Gi"),
         data_disk=part.text(
             "dataDisk", plain.data_disk, check=_at_least("64Mi"), hint="such as 4Gi"
         ),
-        storage_class=part.text("storageClass", check=_dns_name),
-        mac=mac.lower(),
-        node_selector=part.mapping("nodeSelector", key=_label_key, value=_label_value),
-        tags=_tags(part),
+        storage_class=part.text("storageClass", plain.storage_class, check=_dns_name),
+        access_mode=part.choice(
+            "accessMode", plain.access_mode, ("ReadWriteOnce", "ReadWriteMany", "ReadWriteOncePod")
+        ),
+        volume_mode=part.choice("volumeMode", plain.volume_mode, ("Filesystem", "Block")),
+        firmware=part.choice("firmware", plain.firmware, ("bios", "efi", "secure-boot")),
+        tpm=part.flag("tpm", default=plain.tpm),
+        eviction_strategy=part.choice("evictionStrategy", plain.eviction_strategy, strategies),
+        priority_class=part.text("priorityClass", plain.priority_class, check=_dns_name),
+        node_selector={
+            **plain.node_selector,
+            **part.mapping("nodeSelector", key=_label_key, value=_label_value),
+        },
+        tags={**plain.tags, **_tags(part)},
     )
     part.done()
     return vm
+
+
+def _rollout(top: Fields) -> spec.Rollout:
+    part = top.section("rollout")
+    plain = spec.Rollout()
+    rollout = spec.Rollout(
+        max_unavailable=part.text(
+            "maxUnavailable", plain.max_unavailable, check=_share, hint="such as 2 or 25%",
+            digits=True,
+        ),
+        ready_seconds=part.whole("readySeconds", plain.ready_seconds, 30, 86400),
+    )  # fmt: skip
+    part.done()
+    return rollout
 
 
 def _tags(part: Fields) -> dict[str, Any]:
@@ -431,6 +491,17 @@ def _vm_name(text: str) -> str:
     if len(text) > _VM_NAME_LIMIT:
         return f"is longer than {_VM_NAME_LIMIT} characters"
     return _label(text)
+
+
+def _vm_prefix(text: str) -> str:
+    return _vm_name(f"{text}1000") and "does not begin a DNS label of at most 40 characters"
+
+
+def _share(text: str) -> str:
+    found = re.fullmatch(r"(\d{1,4})%?", text)
+    if not found or not int(found[1]) or (text.endswith("%") and int(found[1]) > 100):
+        return "is neither a number from 1 on nor a share from 1% to 100%"
+    return ""
 
 
 def _dns_name(text: str) -> str:

@@ -36,6 +36,8 @@ class EdgeVmArgs:
     """PEM of the authorities of hub and registry; empty for public ones."""
     seed: str
     """Host keys are derived from it."""
+    user_keys: Manifest
+    """The Secret with the keys that may log in."""
 
 
 class EdgeVm(pulumi.ComponentResource):
@@ -68,7 +70,9 @@ class EdgeVm(pulumi.ComponentResource):
             ),
         ]  # fmt: skip
         machine = manifests.virtual_machine(environment, vm, args.image_key, keys[1])
-        self.machine = Manifest(name, machine, self._child(depends_on=[*secrets, *disks]))
+        self.machine = Manifest(
+            name, machine, self._child(depends_on=[*secrets, *disks, args.user_keys])
+        )
         service = manifests.ssh_service(environment, vm)
         if service:
             Manifest(f"{name}-ssh", service, self._child())

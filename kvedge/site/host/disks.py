@@ -83,7 +83,7 @@ class DiskMaker:
 
     async def _content(self, namespace: str, kind: str, name: str) -> dict[str, bytes]:
         if kind == "secret":
-            return await self._secret(namespace, name)
+            return await self.secret(namespace, name)
         found = await self.kube.get(f"/api/v1/namespaces/{namespace}/configmaps/{name}")
         plain = {key: value.encode() for key, value in (found.get("data") or {}).items()}
         binary = {
@@ -91,13 +91,14 @@ class DiskMaker:
         }
         return plain | binary
 
-    async def _secret(self, namespace: str, name: str) -> dict[str, bytes]:
+    async def secret(self, namespace: str, name: str) -> dict[str, bytes]:
+        """Return a Secret's content."""
         found = await self.kube.get(f"/api/v1/namespaces/{namespace}/secrets/{name}")
         return {key: base64.b64decode(value) for key, value in (found.get("data") or {}).items()}
 
     async def _seed(self, plan: GuestPlan, source: Mapping[str, Any]) -> dict[str, bytes]:
         secrets = {
-            field: await self._secret(plan.namespace, source[field]["name"])
+            field: await self.secret(plan.namespace, source[field]["name"])
             for field in ("secretRef", "networkDataSecretRef")
             if source.get(field)
         }

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvedge import errors
 from kvedge.site.host import guestinfo, qemu, tpm
+from kvedge.site.host.accesskeys import follow_keys
 from kvedge.site.host.machine import Machine
 from kvedge.site.host.probes import AgentTarget, parse_probe, watch_probe
 from kvedge.site.host.running import Actors, timestamp
@@ -100,6 +101,8 @@ class Guest:
         self._stop_grace: float | None = None
         self._probed_ready = False
         self._agent: dict[str, Any] | None = None
+        self._keys: tuple[bool, str] | None = None
+        """Whether the ssh keys of the VMI's Secrets are in the guest, and why not."""
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -277,6 +280,11 @@ class Guest:
             status["guestOSInfo"] = self._agent["os"]
         else:
             set_condition(vmi, "AgentConnected", None)
+        if self._keys:
+            good, why = self._keys
+            set_condition(
+                vmi, "AccessCredentialsSynchronized", "True" if good else "False", "", why
+            )
 
     def _interface_name(self, mac: str) -> dict[str, str]:
         name = (self._agent or {}).get("interfaces", {}).get(mac.lower())
@@ -329,6 +337,14 @@ class Guest:
     def _begin_watching(self, *, was_ready: bool) -> None:
         start = self._guests.crew.start
         self._tasks.append(start(f"{self.name} agent", self._follow_agent()))
+        credentials = self.vmi["spec"].get("accessCredentials")
+        if credentials:
+            keys = follow_keys(
+                self.name, credentials,
+                lambda secret: self._guests.disks.secret(self.namespace, secret),
+                self.machine.agent, self._keys_told,
+            )  # fmt: skip
+            self._tasks.append(start(f"{self.name} keys", keys))
         address = self._guests.pool.take(self.uid)
         target = AgentTarget(address=address, ports={}, agent=self.machine.agent)
         readiness = parse_probe(self.vmi["spec"].get("readinessProbe"))
@@ -354,6 +370,11 @@ class Guest:
             task.cancel()
         self._tasks.clear()
         self._agent = None
+
+    def _keys_told(self, good: bool, why: str) -> None:
+        if self._agent and (good, why) != self._keys:
+            self._keys = good, why
+            self._changed()
 
     def _probed(self, good: bool) -> None:
         self._probed_ready = good

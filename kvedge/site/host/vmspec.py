@@ -10,6 +10,7 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 from kvedge import errors
+from kvedge.site.host import accesskeys
 from kvedge.site.host.quantities import parse_quantity
 
 if TYPE_CHECKING:
@@ -228,12 +229,13 @@ def _problems(spec: Mapping[str, Any]) -> Iterator[errors.Problem]:
         )
     if domain.get("launchSecurity"):
         yield errors.Problem(path="spec.domain.launchSecurity", message="no SEV, SNP or TDX")
-    if spec.get("accessCredentials"):
-        yield errors.Problem(
-            path="spec.accessCredentials",
-            message="credentials are not put into guests",
-            hint="use a secret volume or cloud-init",
-        )
+    for number, credential in enumerate(spec.get("accessCredentials") or ()):
+        if accesskeys.unsupported(credential):
+            yield errors.Problem(
+                path=f"spec.accessCredentials[{number}]",
+                message="only sshPublicKey by qemuGuestAgent",
+                hint="use a secret volume or cloud-init",
+            )
     if (spec.get("architecture") or "amd64") != "amd64":
         yield errors.Problem(path="spec.architecture", message="this node runs amd64 guests")
 

@@ -20,7 +20,24 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
     ("unknown far field", {"fleet.0.xyzzy": 1}, "fleet[0].xyzzy", "unknown setting"),
     ("unknown cluster field", {"cluster.contxt": "a"}, "cluster.contxt", "did you mean 'context'"),
     ("section is text", {"cluster": "here"}, "cluster", "not a mapping"),
-    ("fleet is mapping", {"fleet": {"a": 1}}, "fleet", "not a list"),
+    ("fleet is text", {"fleet": "a"}, "fleet", "not a list"),
+    ("fleet as mapping", {"fleet": {"cuont": 1}}, "fleet.cuont", "did you mean 'count'"),
+    ("count below zero", {"fleet": {"count": -1}}, "fleet.count", "from 0 to 1000"),
+    ("template's memory", {"fleet": {"count": 2, "template": {"memory": 1}}}, "fleet.template.memory", "not a text"),
+    ("template's name", {"fleet": {"count": 2, "template": {"name": "a"}}}, "fleet.template.name", "unknown setting"),
+    ("override of nobody", {"fleet": {"count": 2, "overrides": {"edge3": {}}}}, "fleet.overrides.edge3", "did you mean"),
+    ("override's field", {"fleet": {"count": 2, "overrides": {"edge2": {"vcpus": 0}}}}, "fleet.overrides.edge2.vcpus", "from 1"),
+    ("named like a counted one", {"fleet": {"count": 2, "vms": [{"name": "edge2"}]}}, "fleet.count.name", "taken by fleet.vms[0]"),
+    ("bad prefix", {"fleet": {"count": 2, "namePrefix": "E-"}}, "fleet.namePrefix", "begin a DNS label"),
+    ("two sizes", {"fleet.0.instancetype": "u1.small", "fleet.0.vcpus": 2}, "fleet[0].vcpus", "given by the instancetype"),
+    ("bad firmware", {"fleet.0.firmware": "uefi"}, "fleet[0].firmware", "none of bios, efi"),
+    ("tpm as text", {"fleet.0.tpm": "yes"}, "fleet[0].tpm", "neither true nor false"),
+    ("bad eviction", {"fleet.0.evictionStrategy": "Evict"}, "fleet[0].evictionStrategy", "none of None"),
+    ("bad access mode", {"fleet.0.accessMode": "RWX"}, "fleet[0].accessMode", "none of ReadWriteOnce"),
+    ("bad volume mode", {"fleet.0.volumeMode": "block"}, "fleet[0].volumeMode", "did you mean 'Block'"),
+    ("nobody at once", {"rollout": {"maxUnavailable": 0}}, "rollout.maxUnavailable", "from 1 on"),
+    ("too big a share", {"rollout": {"maxUnavailable": "101%"}}, "rollout.maxUnavailable", "1% to 100%"),
+    ("hasty roll-out", {"rollout": {"readySeconds": 1}}, "rollout.readySeconds", "from 30"),
     ("vm is text", {"fleet": ["edge1"]}, "fleet[0]", "not a mapping"),
     ("vm without name", {"fleet.0.name": REMOVE}, "fleet[0].name", "is missing"),
     ("two VMs of one name", {"fleet.1.name": "edge1"}, "fleet[1].name", "taken by fleet[0]"),
@@ -127,6 +144,32 @@ def test_defaults_fill_a_short_file() -> None:
     assert found.fleet[0].vcpus == 2
     assert found.platform is None
     assert found.cluster.namespace == "default"
+
+
+def test_a_fleet_may_be_counted(raw: dict[str, Any]) -> None:
+    """A template, a count, overrides by name and named VMs beside them."""
+    raw["fleet"] = {
+        "count": 3, "namePrefix": "press-",
+        "template": {"memory": "2Gi", "tags": {"line": "press", "shift": 1}},
+        "overrides": {"press-2": {"memory": "4Gi", "tags": {"line": "paint"}}},
+        "vms": [{"name": "gate", "vcpus": 1}],
+    }  # fmt: skip
+    found = {vm.name: vm for vm in settings.parse("plant", raw, environ={}).fleet}
+    assert list(found) == ["gate", "press-1", "press-2", "press-3"]
+    assert [vm.memory for vm in found.values()] == ["2Gi", "2Gi", "4Gi", "2Gi"]
+    assert found["press-2"].tags == {"line": "paint", "shift": 1}
+    assert found["gate"].vcpus == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "vms", "at_once"), [(2, 10, 2), ("25%", 10, 2), ("25%", 3, 1), ("100%", 7, 7)]
+)
+def test_the_roll_outs_step_is_a_number_or_a_share(
+    raw: dict[str, Any], given: Any, vms: int, at_once: int
+) -> None:
+    """A share is rounded down, and one VM goes at any rate."""
+    raw["rollout"] = {"maxUnavailable": given}
+    assert settings.parse("plant", raw, environ={}).rollout.at_once(vms) == at_once
 
 
 def test_variables_override_settings(raw: dict[str, Any], ca_file: Path) -> None:

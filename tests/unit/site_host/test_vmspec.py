@@ -74,7 +74,7 @@ def test_no_declared_ports_still_means_ssh(vmi):
         ),
         (lambda s: s["domain"]["firmware"].update(bootloader={"efi": {}}), "efi.secureBoot"),
         (lambda s: s["domain"]["memory"].update(hugepages={"pageSize": "2Mi"}), "memory.hugepages"),
-        (lambda s: s.update(accessCredentials=[{}]), "spec.accessCredentials"),
+        (lambda s: s.update(accessCredentials=[{}]), "spec.accessCredentials[0]"),
         (lambda s: s.update(architecture="arm64"), "spec.architecture"),
     ],
 )
