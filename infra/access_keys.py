@@ -12,7 +12,7 @@ from kvedge import errors
 if TYPE_CHECKING:
     from kvedge import spec
 
-__all__ = ["authorized", "folder", "make_user_key", "seed", "service_connection_string"]
+__all__ = ["authorized", "folder", "make_user_key", "seed", "service_connection_string", "trusted"]
 
 _FILE = "id_ed25519"
 
@@ -88,3 +88,9 @@ def service_connection_string(hub: spec.Hub) -> str:
     return ";".join(
         f"HostName={hub.device_host}" if part.startswith("HostName=") else part for part in parts
     )
+
+
+def trusted(*files: Path | None) -> str:
+    """Return the PEM texts of the files, each once."""
+    texts = [file.read_text(encoding="utf-8").strip() for file in files if file]
+    return "".join(f"{text}\n" for text in dict.fromkeys(texts))

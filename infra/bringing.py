@@ -10,15 +10,17 @@ import dataclasses
 import os
 from typing import TYPE_CHECKING, Any
 
-from infra import access_keys, fleet, hub_content, publishing, rollout, sweeping
+from infra import access_keys, fleet, hub_content, publishing, rendering, rollout, sweeping
 from kvedge import errors, iothub, kube, settings
 from kvedge.progress import Progress, silent
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from infra.engine import Engine, Event
     from kvedge import spec
 
-__all__ = ["Outcome", "bring_up", "publishing_checked", "take_down"]
+__all__ = ["Outcome", "bring_up", "publishing_checked", "render", "roll_out", "take_down"]
 
 _KINDS = (("kubevirt.io/v1", "VirtualMachine"), ("cdi.kubevirt.io/v1beta1", "DataVolume"))
 
@@ -97,6 +99,43 @@ def take_down(engine: Engine, *, keep_data: bool = False, progress: Progress = s
         # All that the state spoke of is gone now, so the state says nothing true any more.
         engine.forget()
     return Outcome(environment=environment.name, changes=changes, swept=tuple(swept))
+
+
+def roll_out(engine: Engine, *, progress: Progress = silent) -> list[str]:
+    """Restart the VMs that changed since their start, a few at once; return their names.
+
+    Raises:
+        KvedgeError: a VM did not get healthy.
+    """
+    environment = settings.parse(engine.stack, engine.settings(), environ=os.environ)
+    asyncio.run(_check(environment))
+    return asyncio.run(_roll_out(environment, 0.0, wait=False, progress=progress))
+
+
+def render(engine: Engine, out: Path, *, store: str, register: bool) -> list[Path]:
+    """Write the environment's objects as files; return these.
+
+    Args:
+        store: a ClusterSecretStore for references; empty for plain Secrets.
+        register: create what is missing in the hub as well.
+    """
+    if not engine.has_seed():
+        engine.prepare()
+    environment = settings.parse(engine.stack, engine.settings(seed=True), environ=os.environ)
+    if not environment.ssh.authorized_keys:
+        access_keys.make_user_key(environment)
+    facts = rendering.facts_of(environment, publishing.builder())
+    if register:
+        strings = asyncio.run(_register(environment))
+        facts = dataclasses.replace(facts, connection_strings=strings)
+    return rendering.write(rendering.rendered(environment, facts, store=store), out)
+
+
+async def _register(environment: spec.Environment) -> dict[str, str]:
+    async with _hub(environment) as hub:
+        if environment.platform:
+            await _refuse_second_platform(environment, hub)
+        return await rendering.register(environment, hub)
 
 
 def publishing_checked(environment: spec.Environment) -> None:

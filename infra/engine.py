@@ -117,16 +117,35 @@ class Engine:
             return self.source
         return Path(named).with_name(f"Pulumi.{self.stack}.yaml")
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self, *, seed: bool = False) -> dict[str, Any]:
         """Return the stack's settings as people wrote them, with what only the engine's file has.
+
+        Encrypted settings are decrypted by the engine; the key seed, which is of no use to most
+        callers, only if it is asked for.
 
         Raises:
             SpecError: there is no stack file, or it cannot be read.
+            KvedgeError: the engine cannot decrypt a setting.
         """
         found = settings.read_stack(self.source if self.source.exists() else self.file)
         if self.file.exists():
             found = {**_encrypted(settings.read_stack(self.file)), **found}
+        hidden = [k for k, v in found.items() if _hides(v) and (seed or k != "keySeed")]
+        if hidden:
+            shown = json.loads(
+                self._text(
+                    "config", "--show-secrets", "--json", "--stack", self.stack,
+                    what=f"decrypt the settings of stack {self.stack!r}",
+                )
+            )  # fmt: skip
+            for key in hidden:
+                entry = shown[f"{settings.NAMESPACE}:{key}"]
+                found[key] = entry.get("objectValue", entry["value"])
         return found
+
+    def has_seed(self) -> bool:
+        """Tell whether the stack has a key seed already."""
+        return _SEED in _config(self.file)
 
     def prepare(self) -> None:
         """Obtain the programs, make the stack and its key seed if they are missing.
@@ -143,7 +162,7 @@ class Engine:
         if self.stack not in names:
             self._text("stack", "init", self.stack, what=f"make stack {self.stack!r}", aside=True)
         self._text("stack", "select", self.stack, what=f"select stack {self.stack!r}")
-        if _SEED not in _config(self.file):
+        if not self.has_seed():
             seed = base64.b64encode(secrets.token_bytes(32)).decode()
             self._text(
                 "config", "set", "--secret", _SEED, "--stack", self.stack,
@@ -413,6 +432,13 @@ def _config(file: Path) -> dict[str, Any]:
 def _encrypted(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that are encrypted themselves."""
     return {k: v for k, v in config.items() if isinstance(v, dict) and set(v) == {"secure"}}
+
+
+def _hides(value: Any) -> bool:
+    """Tell whether a setting is encrypted, or holds one that is."""
+    if isinstance(value, dict):
+        return set(value) == {"secure"} or any(_hides(inner) for inner in value.values())
+    return isinstance(value, list) and any(_hides(inner) for inner in value)
 
 
 def _write(path: Path, text: str) -> None:

@@ -1,19 +1,33 @@
-"""Pure builders of what is written to the hub: a device's tags and the base deployment."""
+"""What is written to the hub: a device's tags and the base deployment."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+
+from kvedge import errors
 
 if TYPE_CHECKING:
-    from kvedge import spec
+    from kvedge import iothub, spec
+    from kvedge.wire import Configuration
 
-__all__ = ["OWNER_LABEL", "ROLE_LABEL", "base_configuration", "base_owner", "device_tags"]
+__all__ = [
+    "OWNER_LABEL",
+    "OWNER_TAGS",
+    "ROLE_LABEL",
+    "base_configuration",
+    "base_owner",
+    "device_tags",
+    "ensure_base",
+    "whole",
+]
 
 _PRIORITY = 0
 """The lowest: every layer of the connector is above it."""
 OWNER_LABEL = "kvedge-owner"
+OWNER_TAGS = ("environment", "cluster", "namespace", "vm")
+"""Tags below `kvedge` that tell whose a device is."""
 ROLE_LABEL = "kvedge-role"
 
 
@@ -80,3 +94,36 @@ def device_tags(environment: spec.Environment, vm: spec.Vm) -> dict[str, Any]:
 def base_owner(environment: spec.Environment) -> str:
     """Return the owner label's value: cluster and environment."""
     return f"{environment.cluster.identifier}/{environment.name}"
+
+
+async def ensure_base(hub: iothub.Hub, wanted: dict[str, Any]) -> None:
+    """Create the base deployment; the same id is the same content, so ours is adopted.
+
+    Raises:
+        Conflict: another environment has it.
+    """
+    try:
+        await hub.create_configuration(whole(wanted))
+    except errors.Conflict:
+        found = await hub.get_configuration(wanted["id"])
+        owner = (found.get("labels") or {}).get(OWNER_LABEL)
+        if owner != wanted["labels"][OWNER_LABEL]:
+            raise errors.Conflict(
+                f"create base deployment {wanted['id']!r}", status=409,
+                details=f"the hub has one of {owner or 'somebody else'}",
+                hint="one environment of a hub carries the platform section",
+            ) from None  # fmt: skip
+        await hub.update_configuration(whole(wanted))
+
+
+def whole(wanted: dict[str, Any]) -> Configuration:
+    """Return the configuration with whole numbers where pulumi's wire made them floats."""
+    return cast("Configuration", _ints(wanted))
+
+
+def _ints(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _ints(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_ints(inner) for inner in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -6,6 +6,8 @@ objects; a test compares the two.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import TYPE_CHECKING, Any
 
 from infra import manifests
@@ -15,7 +17,15 @@ if TYPE_CHECKING:
     from kvedge import spec
     from kvedge.wire import KubeObject
 
-__all__ = ["connector", "deployment", "guards", "hub_secret", "rights", "secret_name"]
+__all__ = [
+    "connector",
+    "content_of",
+    "deployment",
+    "guards",
+    "hub_secret",
+    "rights",
+    "secret_name",
+]
 
 HUB_KEY = "hub0-cs"
 """Key of the hub's connection string in the connector's Secret, as its predecessor named it."""
@@ -44,6 +54,11 @@ def hub_secret(environment: spec.Environment, connection_string: str, authority:
     if authority:
         files[_CA_KEY] = authority
     return manifests.secret(environment, None, secret_name(environment), manifests.encoded(files))
+
+
+def content_of(secret: KubeObject) -> str:
+    """Return a hash of a Secret's content."""
+    return hashlib.sha256(json.dumps(secret["data"], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def rights(environment: spec.Environment) -> list[KubeObject]:

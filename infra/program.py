@@ -53,14 +53,16 @@ def build(environment: spec.Environment, by: publishing.Builder) -> None:
     }
     pushed = {key: BootImage(environment, wanted) for key, wanted in images.items()}
     if manifests.needs_trust(environment):
-        trust = manifests.registry_trust(environment, _trusted(environment.registry.ca_file))
+        trust = manifests.registry_trust(
+            environment, access_keys.trusted(environment.registry.ca_file)
+        )
         Manifest(trust["metadata"]["name"], trust, plain)
     disk = f"disk{environment.image.recipe}"
     args = EdgeVmArgs(
         image_key=images[disk].key if disk in images else environment.image.reference[-64:],
         image=pushed[disk].reference if disk in pushed else environment.image.reference,
         authorized_keys=authorized,
-        trusted_ca=_trusted(environment.hub.ca_file, environment.registry.ca_file),
+        trusted_ca=access_keys.trusted(environment.hub.ca_file, environment.registry.ca_file),
         seed=seed,
         user_keys=Manifest(
             manifests.user_keys_name(environment),
@@ -98,16 +100,10 @@ def _platform(
         environment,
         image=own.reference if own else platform.connector.image,
         connection_string=access_keys.service_connection_string(environment.hub),
-        authority=_trusted(environment.hub.ca_file),
+        authority=access_keys.trusted(environment.hub.ca_file),
         opts=options,
     )
     return [*found, node.deployment]
-
-
-def _trusted(*files: Path | None) -> str:
-    """Return the PEM texts of the files, each once."""
-    texts = [file.read_text(encoding="utf-8").strip() for file in files if file]
-    return "".join(f"{text}\n" for text in dict.fromkeys(texts))
 
 
 def _path(file: Path | None) -> str | None:

@@ -19,7 +19,7 @@ from kvedge.progress import Progress, silent
 if TYPE_CHECKING:
     from kvedge import spec
 
-__all__ = ["Builder", "Wanted", "builder", "check_registry", "tag", "wanted_images"]
+__all__ = ["Builder", "Wanted", "builder", "check_registry", "published", "tag", "wanted_images"]
 
 _MODULE_TAG = "1.0"
 """Of the module images that are shipped; manifests name it."""
@@ -136,6 +136,22 @@ def check_registry(registry: spec.Registry) -> None:
         RemoteError: it does not, or not with a certificate that is trusted.
     """
     _request(registry, "GET", "/v2/")
+
+
+def published(wanted: Wanted, registry: spec.Registry) -> str:
+    """Return an image's reference by digest, as the cluster pulls it.
+
+    Raises:
+        KvedgeError: the registry does not have it.
+    """
+    path = f"/v2/{wanted.repository}/manifests/{tag(wanted)}"
+    digest = _request(registry, "HEAD", path)
+    if not digest:
+        raise errors.KvedgeError(
+            f"registry {registry.push!r} has no image {wanted.repository}:{tag(wanted)}",
+            hint="`kvedge up` pushes it, or: kvedge image push",
+        )
+    return f"{registry.pull}/{wanted.repository}@{digest}"
 
 
 def _delete_manifest(registry: spec.Registry, repository: str, name: str) -> str:

@@ -11,6 +11,7 @@ import dataclasses
 import ipaddress
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -28,13 +29,16 @@ _Part = TypeVar("_Part")
 __all__ = [
     "ENVIRONMENT",
     "NAMESPACE",
+    "SECRETS",
     "Settled",
     "parse",
     "parse_cluster",
     "parse_hub",
     "parse_registry",
     "quantity",
+    "read",
     "read_stack",
+    "read_variables",
     "settle",
     "sources",
 ]
@@ -59,7 +63,8 @@ ENVIRONMENT: dict[str, str] = {
 """The variable that overrides each setting."""
 
 _DEFAULTS: dict[str, Any] = {"cluster.namespace": "default", "image.recipe": "debian-12-edge"}
-_SECRETS = ("hub.connectionString", "keySeed")
+SECRETS = ("hub.connectionString", "keySeed")
+"""Settings that belong into the stack's encrypted configuration."""
 _VM_NAME_LIMIT = 40
 _ITEM = ("name", "mac")
 _NAME_HINT = "small letters, digits and '-'"
@@ -98,7 +103,7 @@ def settle(
         found, source = _from_variable(path, environ[variable]), variable
     if flags.get(path) is not None:
         found, source = flags[path], "flag"
-    if path in _SECRETS and isinstance(found, str):
+    if path in SECRETS and isinstance(found, str):
         found = Secret(found)
     return Settled(path=path, value=found, source=source)
 
@@ -136,6 +141,16 @@ def read_stack(path: Path) -> dict[str, Any]:
     return {key.removeprefix(prefix): value for key, value in items if key.startswith(prefix)}
 
 
+def read_variables(file: Path) -> dict[str, str]:
+    """Read the variables that a local site's env file exports."""
+    found: dict[str, str] = {}
+    for line in file.read_text(encoding="utf-8").splitlines():
+        words = shlex.split(line, comments=True)
+        if len(words) == 2 and words[0] == "export":
+            key, _, found[key] = words[1].partition("=")
+    return found
+
+
 def parse(
     name: str,
     stack: Mapping[str, Any],
@@ -164,7 +179,16 @@ def parse(
                 hint="the stack's name is part of device ids and labels",
             )
         )
-    top = Fields(merged, "", problems)
+    environment = read(name, Fields(merged, "", problems))
+    if problems:
+        raise errors.SpecError(
+            f"settings of environment {name!r}", sorted(problems), hint="nothing has been changed"
+        )
+    return environment
+
+
+def read(name: str, top: Fields) -> spec.Environment:
+    """Read every setting; mistakes are noted in `top`, and `kvedge.schema` notes what is read."""
     platform = _platform(top)
     image = _image(top)
     needs_registry = not image.reference or (
@@ -188,10 +212,6 @@ def parse(
         labels=top.mapping("labels", key=_label_key, value=_label_value),
     )
     top.done()
-    if problems:
-        raise errors.SpecError(
-            f"settings of environment {name!r}", sorted(problems), hint="nothing has been changed"
-        )
     return environment
 
 

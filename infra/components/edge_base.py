@@ -6,7 +6,7 @@ old one is retired (https://learn.microsoft.com/azure/iot-edge/module-deployment
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from pulumi.dynamic import CreateResult, DiffResult, ReadResult, Resource, UpdateResult
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     import pulumi
 
     from kvedge import spec
-    from kvedge.wire import Configuration
 
 __all__ = ["EdgeBase", "EdgeBaseProvider"]
 
@@ -54,22 +53,11 @@ class EdgeBaseProvider(dynamic.Provider):
 
     async def _create(self, wanted: dict[str, Any]) -> None:
         async with self.hub() as hub:
-            try:
-                await hub.create_configuration(_whole(wanted))
-            except errors.Conflict:
-                found = await hub.get_configuration(wanted["id"])
-                owner = (found.get("labels") or {}).get(hub_content.OWNER_LABEL)
-                if owner != wanted["labels"][hub_content.OWNER_LABEL]:
-                    raise errors.Conflict(
-                        f"create base deployment {wanted['id']!r}", status=409,
-                        details=f"the hub has one of {owner or 'somebody else'}",
-                        hint="one environment of a hub carries the platform section",
-                    ) from None  # fmt: skip
-                await hub.update_configuration(_whole(wanted))
+            await hub_content.ensure_base(hub, wanted)
 
     async def _update(self, wanted: dict[str, Any]) -> None:
         async with self.hub() as hub:
-            await hub.update_configuration(_whole(wanted))
+            await hub.update_configuration(hub_content.whole(wanted))
 
     async def _read(self, id_: str, props: dict[str, Any]) -> ReadResult:
         async with self.hub() as hub:
@@ -95,16 +83,3 @@ class EdgeBase(Resource, module="kvedge", name="EdgeBase"):
     ) -> None:
         configuration = hub_content.base_configuration(environment)
         super().__init__(EdgeBaseProvider(), name, {"configuration": configuration}, opts)
-
-
-def _whole(wanted: dict[str, Any]) -> Configuration:
-    """Return the configuration with whole numbers where pulumi's wire made them floats."""
-    return cast("Configuration", _ints(wanted))
-
-
-def _ints(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _ints(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_ints(inner) for inner in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["EdgeDevice", "EdgeDeviceProvider"]
 
-_OWNER = ("environment", "cluster", "namespace", "vm")
-
 
 class EdgeDeviceProvider(dynamic.Provider):
     """Creates, adopts, changes and removes one device."""
@@ -108,4 +106,4 @@ class EdgeDevice(Resource, module="kvedge", name="EdgeDevice"):
 
 
 def _owner(props: dict[str, Any]) -> dict[str, str]:
-    return {key: props["tags"]["kvedge"][key] for key in _OWNER}
+    return {key: props["tags"]["kvedge"][key] for key in hub_content.OWNER_TAGS}

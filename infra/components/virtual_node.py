@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from typing import TYPE_CHECKING
 
 import pulumi
@@ -36,10 +34,10 @@ class VirtualNode(pulumi.ComponentResource):
         for obj in node_manifests.guards(environment):
             Manifest(f"{name}-{obj['kind'].lower()}", obj, child)
         secret = node_manifests.hub_secret(environment, connection_string, authority)
-        digest = hashlib.sha256(json.dumps(secret["data"], sort_keys=True).encode()).hexdigest()
+        content = node_manifests.content_of(secret)
         secret["data"] = pulumi.Output.secret(secret["data"])
         before.append(Manifest(node_manifests.secret_name(environment), secret, child))
-        deployment = node_manifests.deployment(environment, image, digest[:16])
+        deployment = node_manifests.deployment(environment, image, content)
         options = pulumi.ResourceOptions(parent=self, depends_on=before)
         self.deployment = Manifest(f"{name}-deployment", deployment, options)
         self.register_outputs({})

@@ -18,6 +18,11 @@ __all__ = ["main"]
 _COMMANDS = {
     "up": ("kvedge.cli.environments:up", "Bring an environment to what its settings say."),
     "down": ("kvedge.cli.environments:down", "Take everything of an environment away."),
+    "rollout": ("kvedge.cli.render:rollout", "Restart VMs that changed, a few at once."),
+    "render": ("kvedge.cli.render:render", "Write an environment's objects as YAML for GitOps."),
+    "migrate": ("kvedge.cli.migrate:migrate", "Take over what another tool made."),
+    "env": ("kvedge.cli.env:env", "List, make, check and show environments."),
+    "config": ("kvedge.cli.config:config", "Show settings and where they come from."),
     "status": ("kvedge.cli.status:status", "Show VMs, devices, deployments and pods."),
     "events": ("kvedge.cli.events:events", "Show what happened to VMs and pods."),
     "logs": ("kvedge.cli.logs:logs", "Show a VM's serial console or a module's log."),

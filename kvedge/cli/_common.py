@@ -89,17 +89,13 @@ def load_environment(name: str | None = None) -> bool:
     file = site_directory(name) / "env"
     if not file.exists():
         return False
-    import shlex
+    from kvedge import settings
 
-    for line in file.read_text(encoding="utf-8").splitlines():
-        words = shlex.split(line, comments=True)
-        if len(words) == 2 and words[0] == "export":
-            key, _, value = words[1].partition("=")
-            if key == "PATH":
-                value = value.replace("$PATH", os.environ.get("PATH", ""))
-                os.environ[key] = value
-            else:
-                os.environ.setdefault(key, value)
+    for key, value in settings.read_variables(file).items():
+        if key == "PATH":
+            os.environ[key] = value.replace("$PATH", os.environ.get("PATH", ""))
+        else:
+            os.environ.setdefault(key, value)
     return True
 
 

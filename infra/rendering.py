@@ -1,0 +1,211 @@
+"""An environment as files for GitOps: the objects that `up` writes, as YAML with a kustomization.
+
+The same builders make both, so a rendered object is the one that `up` would apply. Secrets are
+references (External Secrets) unless plain ones are asked for, which is what SOPS encrypts. The same
+settings give the same bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from infra import access_keys, guest, hub_content, manifests, node_manifests, publishing
+from kvedge import errors
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from kvedge import iothub, spec
+    from kvedge.wire import KubeObject
+
+__all__ = ["Facts", "Rendered", "facts_of", "register", "rendered", "write"]
+
+_MARK = ".kvedge-rendered"
+_EXTERNAL = "external-secrets.io/v1"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What is not in the settings."""
+
+    image: str
+    """The containerDisk by digest."""
+    image_key: str
+    connector_image: str = ""
+    connection_strings: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Of the devices, by VM; empty when Secrets are references."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Rendered:
+    """The objects, those that hold secrets apart."""
+
+    objects: tuple[KubeObject, ...]
+    secrets: tuple[KubeObject, ...]
+
+
+def facts_of(environment: spec.Environment, by: publishing.Builder) -> Facts:
+    """Find the images in the registry.
+
+    Raises:
+        KvedgeError: an image was not pushed yet.
+    """
+    found = {
+        wanted.kind: (wanted, publishing.published(wanted, environment.registry))
+        for wanted in publishing.wanted_images(environment, by)
+        if wanted.kind in ("disk", "connector")
+    }
+    platform = environment.platform
+    connector = platform.connector.image if platform else ""
+    if "connector" in found:
+        connector = found["connector"][1]
+    disk = found.get("disk")
+    return Facts(
+        image=disk[1] if disk else environment.image.reference,
+        image_key=disk[0].key if disk else environment.image.reference[-64:],
+        connector_image=connector,
+    )
+
+
+async def register(environment: spec.Environment, hub: iothub.Hub) -> dict[str, str]:
+    """Create or adopt the devices and, for a platform, the base deployment.
+
+    Returns the devices' connection strings by VM.
+    """
+    found: dict[str, str] = {}
+    for vm in environment.fleet:
+        device_id, tags = environment.device_id(vm), hub_content.device_tags(environment, vm)
+        owner = {key: tags["kvedge"][key] for key in hub_content.OWNER_TAGS}
+        identity = await hub.ensure_device(device_id, owner=owner, tags=tags)
+        key = identity.get("authentication", {})["symmetricKey"]["primaryKey"]
+        found[vm.name] = guest.device_connection_string(environment.hub.device_host, device_id, key)
+    if environment.platform and environment.platform.base_target:
+        await hub_content.ensure_base(hub, hub_content.base_configuration(environment))
+    return found
+
+
+def rendered(environment: spec.Environment, facts: Facts, *, store: str = "") -> Rendered:
+    """Return all objects.
+
+    Args:
+        store: a ClusterSecretStore that the Secrets are references into; empty means plain ones.
+    """
+    authorized = access_keys.authorized(environment)
+    seed = access_keys.seed(environment)
+    objects: list[KubeObject] = [manifests.user_keys(environment, authorized)]
+    secrets: list[KubeObject] = []
+    registry_ca = access_keys.trusted(environment.registry.ca_file)
+    if manifests.needs_trust(environment):
+        objects.append(manifests.registry_trust(environment, registry_ca))
+    trusted = access_keys.trusted(environment.hub.ca_file, environment.registry.ca_file)
+    for vm in environment.fleet:
+        keys = guest.host_key(seed, environment.device_id(vm))
+        url = f"docker://{facts.image}"
+        documents = {
+            "userdata": guest.user_data(environment, vm),
+            "networkdata": guest.network_data(environment, vm),
+        }
+        name = manifests.cloudinit_secret_name(vm)
+        objects += [
+            manifests.secret(environment, vm, name, manifests.encoded(documents)),
+            manifests.os_disk(environment, vm, facts.image_key, url),
+            manifests.data_disk(environment, vm),
+            manifests.virtual_machine(environment, vm, facts.image_key, keys[1]),
+        ]
+        service = manifests.ssh_service(environment, vm)
+        if service:
+            objects.append(service)
+        files = {}
+        if not store:
+            files = guest.secret_disk(
+                environment, vm, connection_string=facts.connection_strings[vm.name], keys=keys,
+                authorized_keys=authorized, trusted_ca=trusted,
+            )  # fmt: skip
+        name = manifests.edge_secret_name(vm)
+        secrets.append(manifests.secret(environment, vm, name, manifests.encoded(files)))
+    if environment.platform:
+        objects += node_manifests.rights(environment)
+        hub = node_manifests.hub_secret(
+            environment,
+            access_keys.service_connection_string(environment.hub),
+            access_keys.trusted(environment.hub.ca_file),
+        )
+        content = node_manifests.content_of(hub)
+        objects.append(node_manifests.deployment(environment, facts.connector_image, content))
+        secrets.append(hub)
+    if store:
+        secrets = [_reference(environment, one, store) for one in secrets]
+    return Rendered(objects=tuple(objects), secrets=tuple(secrets))
+
+
+def write(found: Rendered, folder: Path) -> list[Path]:
+    """Write one file an object, and the kustomizations; return what was written.
+
+    Raises:
+        KvedgeError: the folder has files that are not from an earlier run.
+    """
+    if folder.exists() and any(folder.iterdir()) and not (folder / _MARK).exists():
+        raise errors.KvedgeError(
+            f"folder {str(folder)!r} has files that were not rendered by kvedge",
+            hint="name another folder, or empty this one",
+        )
+    for old in (folder / "secrets", *folder.glob("*.yaml")):
+        if old.is_dir():
+            shutil.rmtree(old)
+        else:
+            old.unlink()
+    (folder / "secrets").mkdir(parents=True)
+    (folder / _MARK).write_text("kvedge writes the files of this folder anew.\n")
+    for obj in found.objects:
+        _write(folder / _file_name(obj), obj, 0o644)
+    for obj in found.secrets:
+        _write(folder / "secrets" / _file_name(obj), obj, 0o600)
+    _kustomize(folder / "secrets", [])
+    _kustomize(folder, ["secrets"])
+    return sorted(folder.rglob("*.yaml"))
+
+
+def _reference(environment: spec.Environment, secret: KubeObject, store: str) -> KubeObject:
+    """Return the ExternalSecret that becomes the Secret, under a key of its own in the store."""
+    metadata = secret["metadata"]
+    key = f"kvedge/{environment.name}/{metadata['name']}"
+    return {
+        "apiVersion": _EXTERNAL,
+        "kind": "ExternalSecret",
+        "metadata": metadata,
+        "spec": {
+            "secretStoreRef": {"kind": "ClusterSecretStore", "name": store},
+            "target": {
+                "name": metadata["name"],
+                "template": {"metadata": {"labels": metadata["labels"]}},
+            },
+            "dataFrom": [{"extract": {"key": key}}],
+        },
+    }
+
+
+def _file_name(obj: KubeObject) -> str:
+    metadata = obj["metadata"]
+    place = f"{metadata['namespace']}-" if obj["kind"] in ("Role", "RoleBinding") else ""
+    return f"{obj['kind'].lower()}-{place}{metadata['name']}.yaml"
+
+
+def _write(file: Path, obj: Any, mode: int) -> None:
+    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w") as out:
+        yaml.safe_dump(obj, out, sort_keys=True)
+
+
+def _kustomize(folder: Path, more: list[str]) -> None:
+    resources = sorted(file.name for file in folder.glob("*.yaml")) + more
+    kustomization = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "resources": resources,
+    }
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization, sort_keys=True))
