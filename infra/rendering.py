@@ -155,11 +155,9 @@ def write(found: Rendered, folder: Path) -> list[Path]:
             f"folder {str(folder)!r} has files that were not rendered by kvedge",
             hint="name another folder, or empty this one",
         )
-    for old in (folder / "secrets", *folder.glob("*.yaml")):
-        if old.is_dir():
-            shutil.rmtree(old)
-        else:
-            old.unlink()
+    shutil.rmtree(folder / "secrets", ignore_errors=True)
+    for old in folder.glob("*.yaml"):
+        old.unlink()
     (folder / "secrets").mkdir(parents=True)
     (folder / _MARK).write_text("kvedge writes the files of this folder anew.\n")
     for obj in found.objects:

@@ -13,7 +13,7 @@ import click
 import kvedge
 from kvedge import errors
 
-__all__ = ["main"]
+__all__ = ["main", "root"]
 
 _COMMANDS = {
     "up": ("kvedge.cli.environments:up", "Bring an environment to what its settings say."),
@@ -73,7 +73,7 @@ class _Lazy(click.Group):
 @click.version_option(kvedge.__version__, prog_name="kvedge")
 @click.option("--debug", is_flag=True, help="Show tracebacks and the programs that are started.")
 @click.pass_context
-def _root(ctx: click.Context, debug: bool) -> None:
+def root(ctx: click.Context, debug: bool) -> None:
     """Drive Azure IoT Edge devices that are KubeVirt VMs."""
     ctx.obj = {"debug": debug}
 
@@ -82,7 +82,7 @@ def main() -> None:
     """Run the command line and end the process with the exit code of CONVENTIONS."""
     debug = "--debug" in sys.argv[1:]
     try:
-        code = _root.main(standalone_mode=False)
+        code = root.main(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except click.exceptions.Abort:
         click.echo("interrupted", err=True)
