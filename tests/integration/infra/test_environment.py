@@ -1,8 +1,4 @@
-"""One environment on a real site: engine, admission, hub emulator, registry. No guest is needed.
-
-The image is a digest that no registry has, so the VM's objects are made and its disk never fills:
-that is enough for everything but a running guest, which the e2e tests have.
-"""
+"""One environment on a real site: engine, admission, hub emulator, registry. No guest is needed."""
 
 from __future__ import annotations
 
@@ -13,107 +9,21 @@ import signal
 import sys
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
-import yaml
 
-from infra import bringing, engine
 from kvedge import errors, iothub, processes
 from kvedge.redact import Secret
 from kvedge.testing.sites import kubectl
 from kvedge.testing.waiting import until
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from kvedge.site.state import Site
-
 pytestmark = [pytest.mark.site, pytest.mark.timeout(600)]
 
 STACK = "plant"
-IMAGE = f"registry.kvedge.test/kvedge/none@sha256:{'0' * 64}"
-SETTINGS: dict[str, Any] = {
-    "image": {"reference": IMAGE},
-    "fleet": [{"name": "p1", "tags": {"line": "press"}}, {"name": "p2"}],
-    "platform": {"connector": {"image": "registry.kvedge.test/kvedge/other:1", "nodeName": "vn"}},
-}
-KINDS = "vm,dv,secret,configmap,service,deployment,serviceaccount,role,rolebinding"
 
 
-class Stack:
-    """A stack in a project of its own, on the session's site."""
-
-    def __init__(self, folder: Path, site: Site) -> None:
-        self.folder, self.site = folder, site
-        self.project = engine.make_project(folder / "project", stacks=folder)
-        self.write(SETTINGS)
-
-    def write(self, raw: dict[str, Any]) -> None:
-        """Write the stack file."""
-        config = {f"kvedge:{key}": value for key, value in raw.items()}
-        file = self.folder / f"Pulumi.{STACK}.yaml"
-        file.write_text(yaml.safe_dump({"config": config}))
-
-    def up(self) -> bringing.Outcome:
-        """Bring it up without waiting for guests."""
-        return bringing.bring_up(self.engine(), seconds=1, wait=False)
-
-    def down(self) -> bringing.Outcome:
-        """Take it away."""
-        return bringing.take_down(self.engine())
-
-    def engine(self) -> engine.Engine:
-        """Return a fresh engine."""
-        return engine.Engine(STACK, project=self.project)
-
-    def objects(self) -> list[str]:
-        """Return the environment's objects in the cluster, cluster-wide ones too."""
-        label = f"--selector=kvedge.io/environment={STACK}"
-        found = kubectl(self.site, "get", KINDS, "-A", label, "-o", "name").stdout.split()
-        wide = kubectl(self.site, "get", "clusterrole,clusterrolebinding", label, "-o", "name")
-        return sorted(found + wide.stdout.split())
-
-    def hub(self) -> tuple[list[str], list[str]]:
-        """Return ids of the hub's devices and deployments."""
-
-        async def ask() -> tuple[list[str], list[str]]:
-            text = Path(self.site.hub.connection_string_file).read_text().strip()
-            ca_file = Path(self.site.hub.ca)
-            async with iothub.Hub.from_connection_string(Secret(text), ca_file=ca_file) as hub:
-                rows = await hub.query("SELECT deviceId FROM devices")
-                found = await hub.configurations()
-            devices = sorted(r["deviceId"] for r in rows if r["deviceId"].startswith(f"{STACK}-"))
-            # Other tests of the session may have devices and deployments of their own.
-            owned = [c for c in found if (c.get("labels") or {}).get("kvedge-role") == "base"]
-            return devices, sorted(c.get("id", "") for c in owned)
-
-        return asyncio.run(ask())
-
-
-@pytest.fixture
-def stack(
-    tmp_path: Path, site: Site, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Stack]:  # fmt: skip
-    """A stack whose variables are the site's, with backend and keys of its own."""
-    for name in [n for n in os.environ if n.startswith(("KVEDGE_", "PULUMI_", "KUBECONFIG"))]:
-        if name not in ("KVEDGE_CACHE", "KVEDGE_TEST_SITE"):
-            monkeypatch.delenv(name)
-    for line in site.folder.env_file.read_text().splitlines():
-        name, _, value = line.removeprefix("export ").partition("=")
-        if name.startswith(("KVEDGE_", "PULUMI_")):
-            monkeypatch.setenv(name, value)
-    monkeypatch.setenv("KVEDGE_STATE", str(tmp_path))
-    monkeypatch.setenv("PULUMI_BACKEND_URL", f"file://{tmp_path / 'pulumi'}")
-    monkeypatch.setenv("PULUMI_CONFIG_PASSPHRASE_FILE", str(tmp_path / "passphrase"))
-    monkeypatch.setenv("PULUMI_OPTION_CONFIG_FILE", str(tmp_path / "stacks" / "Pulumi.plant.yaml"))
-    made = Stack(tmp_path, site)
-    yield made
-    made.write(SETTINGS)
-    made.down()
-
-
-def test_up_again_changes_nothing_and_down_leaves_nothing(stack: Stack) -> None:
+def test_up_again_changes_nothing_and_down_leaves_nothing(stack: Any) -> None:
     """The whole life of an environment, with a change in the middle."""
     first = stack.up()
     assert first.changes["create"] > 20
@@ -126,11 +36,11 @@ def test_up_again_changes_nothing_and_down_leaves_nothing(stack: Stack) -> None:
     vm = json.loads(shown)
     assert vm["metadata"]["annotations"]["kvedge.io/host-key"].startswith("ssh-ed25519 ")
     assert "SharedAccessKey" not in shown
-    committed = (stack.folder / f"Pulumi.{STACK}.yaml").read_text()
+    committed = stack.file.read_text()
     assert "encryptionsalt" not in committed
     assert "keySeed" not in committed
 
-    fewer = {**SETTINGS, "fleet": [{"name": "p1", "tags": {"line": "paint"}}]}
+    fewer = {**stack.settings, "fleet": [{"name": "p1", "tags": {"line": "paint"}}]}
     stack.write(fewer)
     changed = stack.up()
     assert changed.changes["update"] >= 1
@@ -144,13 +54,13 @@ def test_up_again_changes_nothing_and_down_leaves_nothing(stack: Stack) -> None:
     assert stack.hub() == ([], [])
 
 
-def test_a_killed_up_is_completed_by_the_next(stack: Stack) -> None:
+def test_a_killed_up_is_completed_by_the_next(stack: Any) -> None:
     """Kill -9 in the middle: the lock is cleared, nothing is doubled, nothing is lost."""
     code = textwrap.dedent(
         f"""
         from pathlib import Path
         from infra import bringing, engine
-        project = engine.make_project(Path({str(stack.folder / "project")!r}), stacks=Path({str(stack.folder)!r}))
+        project = engine.Project(folder=Path({str(stack.project.folder)!r}), stacks=Path({str(stack.project.stacks)!r}))
         bringing.bring_up(engine.Engine({STACK!r}, project=project), seconds=1, wait=False)
         """
     )
@@ -163,7 +73,7 @@ def test_a_killed_up_is_completed_by_the_next(stack: Stack) -> None:
     assert set(stack.up().changes) == {"same"}
 
 
-def test_down_after_a_killed_first_up_leaves_nothing(stack: Stack) -> None:
+def test_down_after_a_killed_first_up_leaves_nothing(stack: Any) -> None:
     """With no state at all, labels and tags are enough to find everything."""
     stack.up()
     stack.engine().forget()
@@ -174,9 +84,9 @@ def test_down_after_a_killed_first_up_leaves_nothing(stack: Stack) -> None:
     assert stack.hub() == ([], [])
 
 
-def test_what_admission_refuses_is_told_before_anything_is_made(stack: Stack) -> None:
+def test_what_admission_refuses_is_told_before_anything_is_made(stack: Any) -> None:
     """KubeVirt's own message, with the VM's name, and nothing is there afterwards."""
-    stack.write({**SETTINGS, "labels": {"kubevirt.io/created-by": "me"}})
+    stack.write({**stack.settings, "labels": {"kubevirt.io/created-by": "me"}})
     with pytest.raises(errors.KvedgeError, match=r"p1: .*(admission webhook|invalid)"):
         stack.up()
     assert stack.objects() == []
@@ -193,7 +103,7 @@ def test_what_admission_refuses_is_told_before_anything_is_made(stack: Stack) ->
     ],
 )  # fmt: skip
 def test_what_cannot_be_reached_is_told_first(
-    stack: Stack, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, message: str
+    stack: Any, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, message: str
 ) -> None:
     """Cluster, hub and registry are tried before the engine starts."""
     with monkeypatch.context() as patch:
@@ -204,7 +114,7 @@ def test_what_cannot_be_reached_is_told_first(
 
 
 def test_an_unreachable_cluster_is_told_first(
-    stack: Stack, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    stack: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A kubeconfig of a cluster that is off fails within seconds, by its address."""
     text = Path(stack.site.kubernetes.kubeconfig).read_text()
@@ -216,7 +126,7 @@ def test_an_unreachable_cluster_is_told_first(
             stack.up()
 
 
-def test_the_platform_stays_while_others_need_it(stack: Stack) -> None:
+def test_the_platform_stays_while_others_need_it(stack: Any) -> None:
     """Devices of another environment keep the platform's environment alive."""
     stack.up()
 

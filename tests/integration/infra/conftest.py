@@ -1,0 +1,136 @@
+"""A stack on the session's site, in a project of its own. No guest is needed.
+
+The image is a digest that no registry has, so the VM's objects are made and its disk never fills:
+that is enough for everything but a running guest, which the e2e tests have.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from infra import bringing, engine
+from kvedge import iothub, processes
+from kvedge.redact import Secret
+from kvedge.testing.sites import kubectl
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Callable, Iterator
+
+    from kvedge.site.state import Site
+
+STACK = "plant"
+IMAGE = f"registry.kvedge.test/kvedge/none@sha256:{'0' * 64}"
+SETTINGS: dict[str, Any] = {
+    "image": {"reference": IMAGE},
+    "fleet": [{"name": "p1", "tags": {"line": "press"}}, {"name": "p2"}],
+    "platform": {"connector": {"image": "registry.kvedge.test/kvedge/other:1", "nodeName": "vn"}},
+}
+KINDS = "vm,dv,secret,configmap,service,deployment,serviceaccount,role,rolebinding"
+
+
+class Stack:
+    """A stack in a project of its own, on the session's site."""
+
+    def __init__(self, folder: Path, site: Site, name: str, raw: dict[str, Any]) -> None:
+        self.folder, self.site, self.name = folder, site, name
+        stacks = folder / "project" / "infra" / "stacks"
+        stacks.mkdir(parents=True, exist_ok=True)
+        self.project = engine.make_project(folder / "project", stacks=stacks)
+        self.settings = raw
+        self.write(raw)
+
+    @property
+    def file(self) -> Path:
+        """The stack file."""
+        return self.project.stacks / f"Pulumi.{self.name}.yaml"
+
+    def run(self, *words: str, seconds: float = 300) -> subprocess.CompletedProcess[str]:
+        """Run the command line in the project's folder, as a user does."""
+        return processes.run(
+            [sys.executable, "-m", "kvedge", *words], what="kvedge", cwd=self.project.folder,
+            check=False, timeout=seconds,
+        )  # fmt: skip
+
+    def write(self, raw: dict[str, Any]) -> None:
+        """Write the stack file."""
+        config = {f"kvedge:{key}": value for key, value in raw.items()}
+        self.file.write_text(yaml.safe_dump({"config": config}))
+
+    def up(self) -> bringing.Outcome:
+        """Bring it up without waiting for guests."""
+        return bringing.bring_up(self.engine(), seconds=1, wait=False)
+
+    def down(self) -> bringing.Outcome:
+        """Take it away."""
+        return bringing.take_down(self.engine())
+
+    def engine(self) -> engine.Engine:
+        """Return a fresh engine."""
+        return engine.Engine(self.name, project=self.project)
+
+    def objects(self) -> list[str]:
+        """Return the environment's objects in the cluster, cluster-wide ones too."""
+        label = f"--selector=kvedge.io/environment={self.name}"
+        found = kubectl(self.site, "get", KINDS, "-A", label, "-o", "name").stdout.split()
+        wide = kubectl(self.site, "get", "clusterrole,clusterrolebinding", label, "-o", "name")
+        return sorted(found + wide.stdout.split())
+
+    def hub(self) -> tuple[list[str], list[str]]:
+        """Return ids of the hub's devices and deployments."""
+
+        async def ask() -> tuple[list[str], list[str]]:
+            text = Path(self.site.hub.connection_string_file).read_text().strip()
+            ca_file = Path(self.site.hub.ca)
+            async with iothub.Hub.from_connection_string(Secret(text), ca_file=ca_file) as hub:
+                rows = await hub.query("SELECT deviceId FROM devices")
+                found = await hub.configurations()
+            devices = sorted(
+                r["deviceId"] for r in rows if r["deviceId"].startswith(f"{self.name}-")
+            )
+            # Other tests of the session may have devices and deployments of their own.
+            owned = [c for c in found if (c.get("labels") or {}).get("kvedge-role") == "base"]
+            return devices, sorted(c.get("id", "") for c in owned)
+
+        return asyncio.run(ask())
+
+
+@pytest.fixture
+def make_stack(
+    tmp_path: Path, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Stack]]:
+    """Make stacks whose variables are the site's, with backend and keys of their own."""
+    for name in [n for n in os.environ if n.startswith(("KVEDGE_", "PULUMI_", "KUBECONFIG"))]:
+        if name not in ("KVEDGE_CACHE", "KVEDGE_TEST_SITE"):
+            monkeypatch.delenv(name)
+    for line in site.folder.env_file.read_text().splitlines():
+        name, _, value = line.removeprefix("export ").partition("=")
+        if name.startswith(("KVEDGE_", "PULUMI_")):
+            monkeypatch.setenv(name, value)
+    monkeypatch.setenv("KVEDGE_STATE", str(tmp_path))
+    monkeypatch.setenv("PULUMI_BACKEND_URL", f"file://{tmp_path / 'pulumi'}")
+    monkeypatch.setenv("PULUMI_CONFIG_PASSPHRASE_FILE", str(tmp_path / "passphrase"))
+    monkeypatch.setenv("PULUMI_OPTION_CONFIG_FILE", str(tmp_path / "stacks" / "Pulumi.plant.yaml"))
+    made: list[Stack] = []
+
+    def make(name: str = STACK, raw: dict[str, Any] | None = None) -> Stack:
+        made.append(Stack(tmp_path, site, name, raw or SETTINGS))
+        return made[-1]
+
+    yield make
+    for one in reversed(made):
+        one.write(one.settings)
+        one.down()
+
+
+@pytest.fixture
+def stack(make_stack: Callable[..., Stack]) -> Stack:
+    """The environment `plant`, which carries the platform."""
+    return make_stack()

@@ -1,0 +1,211 @@
+"""`kvedge up`, `down` and `render` as processes: wrong input, interruptions, left-overs, GitOps."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from kvedge import processes
+from kvedge.testing.sites import kubectl, until
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Callable
+
+pytestmark = [pytest.mark.site, pytest.mark.timeout(600)]
+
+OFF = "HostName=localhost:9;SharedAccessKeyName=a;SharedAccessKey=Yg=="
+BAD: list[tuple[str, dict[str, Any], dict[str, str | None], int, str]] = [
+    # name, changed settings, changed variables, exit code, part of the message
+    ("unknown setting", {"flet": []}, {}, 2, "flet: unknown setting, did you mean 'fleet'"),
+    ("two VMs of one name", {"fleet": [{"name": "a"}, {"name": "a"}]}, {}, 2, "'a' is taken by fleet[0]"),
+    ("bad target", {"platform": {"baseTarget": "tags.a ="}}, {}, 2, "platform.baseTarget: "),
+    ("no hub", {}, {"KVEDGE_HUB_CONNECTION_STRING_FILE": None}, 2, "hub: no hub is named"),
+    ("hub is off", {}, {"KVEDGE_HUB_CONNECTION_STRING": OFF}, 1, "read the hub's statistics"),
+    ("registry is off", {}, {"KVEDGE_REGISTRY_PUSH": "localhost:9"}, 1, "reach registry 'localhost:9'"),
+    ("no namespace", {}, {"KVEDGE_NAMESPACE": "nowhere"}, 1, "namespace 'nowhere' is not there"),
+    ("refused by admission", {"labels": {"kubevirt.io/created-by": "me"}}, {}, 1, "p1: "),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "variables", "code", "message"), [row[1:] for row in BAD], ids=[r[0] for r in BAD]
+)
+def test_wrong_input_ends_up_in_one_message_and_makes_nothing(
+    stack: Any, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any],
+    variables: dict[str, str | None], code: int, message: str,
+) -> None:  # fmt: skip
+    """Exit code, the field or object by name, no traceback, and neither cluster nor hub touched."""
+    stack.write({**stack.settings, **changes})
+    with monkeypatch.context() as patch:
+        for name, value in variables.items():
+            if value is None:
+                patch.delenv(name)
+            else:
+                patch.setenv(name, value)
+        done = stack.run("up", stack.name, "--no-wait")
+    assert done.returncode == code, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert stack.objects() == []
+    assert stack.hub() == ([], [])
+
+
+def running(folder: Path) -> list[int]:
+    """Return ids of processes whose state folder is the test's."""
+    found = []
+    for entry in Path("/proc").glob("[1-9]*"):
+        try:
+            variables = (entry / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        pid = int(entry.name)
+        ours = f"KVEDGE_STATE={folder}".encode() in variables
+        if ours and pid != os.getpid() and processes.start_time(pid) is not None:
+            found.append(pid)
+    return found
+
+
+def pulumi_of(folder: Path) -> int | None:
+    """Return the id of the engine that the test's process runs, once it is there."""
+    for pid in running(folder):
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        if words[0].endswith(b"/pulumi") and words[1:2] == [b"up"]:
+            return pid
+    return None
+
+
+def begin(stack: Any) -> subprocess.Popen[bytes]:
+    """Start `kvedge up` and come back when the first objects are there."""
+    child = processes.popen(
+        [sys.executable, "-m", "kvedge", "up", stack.name, "--no-wait"],
+        cwd=stack.project.folder, log=stack.folder / "up.log",
+    )  # fmt: skip
+    until(lambda: stack.objects() or child.poll() is not None, seconds=200, what="first objects")
+    assert child.poll() is None, (stack.folder / "up.log").read_text()
+    return child
+
+
+@pytest.mark.parametrize("how", ["kill pulumi", "kill kvedge", "interrupt"])
+def test_nothing_is_left_of_a_run_that_ends_early(
+    stack: Any, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """No plugin process and no temporary file stays; the next `up` completes the work."""
+    temporary = stack.folder / "tmp"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    child = begin(stack)
+    if how == "kill pulumi":
+        engine = pulumi_of(stack.folder)
+        assert engine is not None
+        os.kill(engine, signal.SIGKILL)
+    else:
+        child.send_signal(signal.SIGKILL if how == "kill kvedge" else signal.SIGINT)
+    code = child.wait(timeout=60)
+    assert code == {"kill pulumi": 1, "kill kvedge": -signal.SIGKILL, "interrupt": 130}[how]
+    until(lambda: not running(stack.folder), seconds=30, what="all processes are gone")
+    until(lambda: not list(temporary.iterdir()), seconds=10, what="all temporary files are gone")
+    assert stack.run("up", stack.name, "--no-wait").returncode == 0
+    assert stack.hub()[0] == ["plant-p1", "plant-p2"]
+    assert stack.run("down", stack.name).returncode == 0
+    assert stack.objects() == []
+    assert not list(temporary.iterdir())
+
+
+def test_two_environments_share_a_hub_and_its_connector(
+    make_stack: Callable[..., Any],
+) -> None:
+    """The second adds devices only; taking it away leaves the first as it was."""
+    first = make_stack()
+    raw = {key: value for key, value in first.settings.items() if key != "platform"}
+    second = make_stack("annex", {**raw, "fleet": [{"name": "a1"}]})
+    first.up()
+    assert first.run("env", "validate", "plant", "annex").returncode == 0
+    before = first.objects(), first.hub()
+    second.up()
+    assert second.hub()[0] == ["annex-a1"]
+    assert not [name for name in second.objects() if "deployment" in name]
+    assert (first.objects(), first.hub()) == before
+    second.write({**second.settings, "platform": first.settings["platform"]})
+    done = second.run("env", "validate")
+    assert done.returncode == 2
+    assert "hub.kvedge.test' has its platform in annex, plant" in done.stderr
+    assert "carries this hub's platform already" in second.run("up", "annex").stderr
+    second.write(second.settings)
+    assert "annex-a1" in first.run("down", "plant").stderr, "its devices need the platform"
+    second.down()
+    assert second.objects() == []
+    assert (first.objects(), first.hub()) == before
+    assert set(first.up().changes) == {"same"}
+
+
+def live(stack: Any) -> dict[str, Any]:
+    """Return the environment's objects without what the cluster adds."""
+    kinds = "vm,dv,secret,configmap,service,deployment,serviceaccount,role,rolebinding"
+    wide = "clusterrole,clusterrolebinding"
+    found = {}
+    for words in (("get", kinds, "-A"), ("get", wide)):
+        label = f"--selector=kvedge.io/environment={stack.name}"
+        listed = kubectl(stack.site, *words, label, "-o", "json").stdout
+        for obj in json.loads(listed)["items"]:
+            metadata = obj["metadata"]
+            annotations = metadata.get("annotations") or {}
+            kept = {
+                key: value
+                for key, value in annotations.items()
+                if key.startswith(("kvedge.io/", "pulumi.com/skip"))
+                and key != "kvedge.io/published"
+            }
+            name = f"{obj['kind']} {metadata.get('namespace', '')}/{metadata['name']}"
+            found[name] = {
+                **{k: v for k, v in obj.items() if k not in ("metadata", "status")},
+                "labels": metadata["labels"], "annotations": kept,
+            }  # fmt: skip
+    return found
+
+
+def test_rendered_files_make_the_objects_that_up_makes(stack: Any) -> None:
+    """`kubectl apply -k` of plain output, on an empty cluster, against what `up` had made."""
+    stack.up()
+    by_up = live(stack)
+    out = stack.folder / "rendered"
+    done = stack.run("render", stack.name, "--out", str(out), "--secrets", "plain")
+    assert done.returncode == 0, done.stderr
+    files = {path.name: path.read_text() for path in out.rglob("*.yaml")}
+    stack.down()
+    kubectl(stack.site, "apply", "--server-side", "-k", str(out))
+    kubectl(stack.site, "apply", "--server-side", "-k", str(out / "secrets"))
+    try:
+        by_files = live(stack)
+        assert set(by_files) == set(by_up)
+        for name, obj in by_up.items():
+            for cluster_given in ("clusterIP", "clusterIPs"):
+                for one in (obj, by_files[name]):
+                    (one.get("spec") or {}).pop(cluster_given, None)
+                    for port in (one.get("spec") or {}).get("ports", ()):
+                        port.pop("nodePort", None)
+            # A device that was made anew has another key.
+            if obj["kind"] == "Secret" and name.endswith("-edge"):
+                assert set(obj["data"]) == set(by_files[name]["data"])
+                obj["data"] = by_files[name]["data"]
+            assert by_files[name] == obj, name
+        again = stack.run("render", stack.name, "--out", str(out), "--secrets", "plain")
+        assert again.returncode == 0
+        assert {p.name for p in out.rglob("*.yaml")} == set(files)
+        references = stack.run("render", stack.name, "--out", str(out))
+        assert references.returncode == 0, references.stderr
+        text = "".join(path.read_text() for path in out.rglob("*.yaml"))
+        assert "ExternalSecret" in text
+        for document in map(yaml.safe_load, files.values()):
+            if document["kind"] == "Secret" and document["metadata"]["name"].endswith("-edge"):
+                assert document["data"]["config.toml"] not in text
+    finally:
+        kubectl(stack.site, "delete", "-k", str(out), "--wait=false", "--ignore-not-found",
+                check=False)  # fmt: skip
