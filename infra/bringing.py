@@ -10,7 +10,7 @@ import dataclasses
 import os
 from typing import TYPE_CHECKING, Any
 
-from infra import access_keys, fleet, hub_content, publishing, rendering, rollout, sweeping
+from infra import access_keys, fleet, growing, hub_content, publishing, rendering, rollout, sweeping
 from kvedge import errors, iothub, kube, settings
 from kvedge.progress import Progress, silent
 
@@ -53,6 +53,7 @@ def bring_up(
     """
     environment = settings.parse(engine.stack, engine.settings(), environ=os.environ)
     asyncio.run(_check(environment))
+    asyncio.run(_refuse_shrinking(environment))
     publishing_checked(environment)
     progress("checks", 1, 1)
     by = builder or publishing.builder()
@@ -213,6 +214,12 @@ async def _refuse_second_platform(environment: spec.Environment, hub: iothub.Hub
                 f"{owner.rpartition('/')[2]!r} carries this hub's platform already",
                 hint="leave the section out: one platform serves all environments of a hub",
             )
+
+
+async def _refuse_shrinking(environment: spec.Environment) -> None:
+    async with _client(environment) as client:
+        sizes = growing.sizes_of(environment)
+        await growing.planned(client, environment.cluster.namespace, sizes)
 
 
 async def _roll_out(

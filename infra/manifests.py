@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from kvedge.wire import KubeObject
 
 __all__ = [
+    "ANNOTATION_DATA_DISK",
     "ANNOTATION_DEVICE",
     "ANNOTATION_HOST_KEY",
     "LABEL_ROLE",
@@ -41,6 +42,8 @@ __all__ = [
 
 ANNOTATION_HOST_KEY = f"{names.ANNOTATION}/host-key"
 """On the VM: its public ssh host key, pinned by everything that logs in."""
+ANNOTATION_DATA_DISK = f"{names.ANNOTATION}/data-disk"
+"""Size of the data disk: on the VM's template, so that growth needs a restart, and on the claim."""
 ANNOTATION_DEVICE = f"{names.ANNOTATION}/device-id"
 LABEL_ROLE = f"{names.ANNOTATION}/role"
 """On disks: `os-disk` or `data-disk`."""
@@ -167,7 +170,10 @@ def virtual_machine(
         # Start and stop go through the VM's status with this strategy, so nobody edits our spec.
         "runStrategy": "RerunOnFailure",
         "template": {
-            "metadata": {"labels": labels(environment, vm)},
+            "metadata": {
+                "labels": labels(environment, vm),
+                "annotations": {ANNOTATION_DATA_DISK: vm.data_disk},
+            },
             "spec": _guest_spec(environment, vm, image_key),
         },
     }

@@ -204,8 +204,9 @@ async def _content(
     client: kube.Client, member: fleet.Member, vm: KubeObject
 ) -> tuple[str, datetime.datetime | None]:
     """Return the hash of what a start would use now, and when its Secrets were last written."""
-    spec = vm["spec"]["template"]["spec"]
-    parts: list[Any] = [spec]
+    template = vm["spec"]["template"]
+    spec = template["spec"]
+    parts: list[Any] = [spec, (template.get("metadata") or {}).get("annotations") or {}]
     written: datetime.datetime | None = None
     for name in _secret_names(spec):
         try:

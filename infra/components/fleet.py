@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pulumi.dynamic import CreateResult, DiffResult, ReadResult, Resource, UpdateResult
 
-from infra import dynamic, fleet, manifests, rollout
+from infra import dynamic, fleet, growing, manifests, rollout
 from kvedge import errors, spec
 
 if TYPE_CHECKING:
@@ -45,7 +45,9 @@ class FleetReadyProvider(dynamic.Provider):
 
         The latter is what a stopped roll-out leaves; the state does not know of it.
         """
-        changed = any(_olds.get(key) != _news.get(key) for key in ("members", "content"))
+        changed = any(
+            _olds.get(key) != _news.get(key) for key in ("members", "content", "data_disks")
+        )
         return DiffResult(changes=changed or self.run(self._elsewhere(_news)))
 
     def update(self, _id: str, _olds: dict[str, Any], _news: dict[str, Any]) -> UpdateResult:
@@ -68,6 +70,7 @@ class FleetReadyProvider(dynamic.Provider):
         )
         with _teller() as tell:
             async with self.cluster() as client, self.hub() as hub:
+                await growing.grow(client, props["namespace"], props["data_disks"])
                 await rollout.roll_out(client, hub, members, plan, on_stage=tell)
                 if os.environ.get(_WAIT_VARIABLE) != "no":
                     await fleet.wait_ready(client, hub, members, seconds=_WAIT_SECONDS)
@@ -109,6 +112,8 @@ class FleetReady(Resource, module="kvedge", name="FleetReady"):
             "fleet",
             {
                 "environment": environment.name,
+                "namespace": environment.cluster.namespace,
+                "data_disks": growing.sizes_of(environment),
                 "members": members,
                 "content": dict(content),
                 "disks": {

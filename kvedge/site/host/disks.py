@@ -28,11 +28,13 @@ __all__ = [
     "backing_file",
     "create_blank",
     "create_overlay",
+    "grow",
     "seed_files",
 ]
 
 CLAIM_DISK = "disk.qcow2"
 """The disk's file in a persistent volume's folder."""
+_QCOW2_HEADER = struct.Struct(">4sIQIIQ")
 _CONFIG_LABEL = "cfgdata"
 """KubeVirt's label of secret and configMap disks that name none."""
 
@@ -116,7 +118,24 @@ class DiskMaker:
         file = Path(folder) / CLAIM_DISK if folder else None
         if file is None or not file.exists():
             raise errors.SiteError(f"volume {name} of claim {namespace}/{claim} holds no disk")
+        await grow(file, parse_quantity(found["spec"]["resources"]["requests"]["storage"]))
         return file
+
+
+async def grow(file: Path, size: int) -> None:
+    """Make a disk that no guest has open as large as its claim asks for; never smaller.
+
+    Raises:
+        BuildFailed: qemu-img cannot.
+    """
+    with file.open("rb") as disk:
+        header = disk.read(_QCOW2_HEADER.size)
+    # qcow2 (docs/interop/qcow2.txt of QEMU): magic, version, backing file, cluster bits, size.
+    magic, *_, now = _QCOW2_HEADER.unpack(header)
+    if magic == b"QFI\xfb" and now < size:
+        await processes.arun(
+            ["qemu-img", "resize", "-q", "-f", "qcow2", str(file), str(size)], what="grow disk"
+        )
 
 
 def _write_iso(file: Path, label: str, content: Mapping[str, bytes]) -> None:

@@ -388,6 +388,7 @@ class Volumes:
                 },
                 "provisioner": _PROVISIONER,
                 "volumeBindingMode": "Immediate",
+                "allowVolumeExpansion": True,
                 "reclaimPolicy": "Delete",
             },
             {
@@ -440,7 +441,9 @@ class Volumes:
             if kind in {"SYNCED", "DELETED"}:
                 continue
             spec = claim["spec"]
-            if (
+            if spec.get("storageClassName") == STORAGE_CLASS and spec.get("volumeName"):
+                await self._expand(claim)
+            elif (
                 spec.get("storageClassName") == STORAGE_CLASS
                 and not spec.get("volumeName")
                 and claim["status"].get("phase") == "Pending"
@@ -451,6 +454,22 @@ class Volumes:
                     continue
                 except (errors.KvedgeError, ValueError) as error:
                     await self.writer.event(claim, "ProvisioningFailed", str(error))
+
+    async def _expand(self, claim: Mapping[str, Any]) -> None:
+        """Tell that a claim has the size that it asks for; its disk grows at the guest's start."""
+        metadata = claim["metadata"]
+        wanted = claim["spec"]["resources"]["requests"]["storage"]
+        given = (claim["status"].get("capacity") or {}).get("storage", wanted)
+        if parse_quantity(wanted) <= parse_quantity(given):
+            return
+        capacity = {"capacity": {"storage": wanted}}
+        path = f"/api/v1/namespaces/{metadata['namespace']}/persistentvolumeclaims"
+        try:
+            volume = f"/api/v1/persistentvolumes/{claim['spec']['volumeName']}"
+            await self.kube.patch(volume, {"spec": capacity})
+            await self.kube.patch(f"{path}/{metadata['name']}/status", {"status": capacity})
+        except errors.KvedgeError as error:
+            await self.writer.event(claim, "VolumeResizeFailed", str(error))
 
     async def _provision(self, claim: Mapping[str, Any]) -> None:
         spec, metadata = claim["spec"], claim["metadata"]

@@ -5,7 +5,13 @@ import json
 import pytest
 
 from kvedge import errors, processes
-from kvedge.site.host.disks import backing_file, create_blank, create_overlay, seed_files
+from kvedge.site.host.disks import (
+    backing_file,
+    create_blank,
+    create_overlay,
+    grow,
+    seed_files,
+)
 from kvedge.site.host.registry import BaseDisk, inspect_disk
 from kvedge.site.host.vmspec import plan_guest
 
@@ -79,3 +85,12 @@ async def test_the_base_of_an_overlay_is_read_from_its_header(tmp_path):
     assert backing_file(tmp_path / "base.qcow2") == ""
     (tmp_path / "raw").write_bytes(b"\0" * 64)
     assert backing_file(tmp_path / "raw") == ""
+
+
+async def test_a_disk_grows_and_never_shrinks(tmp_path):
+    """A claim that asks for more gives its guest more at the next start."""
+    disk = tmp_path / "disk.qcow2"
+    await create_blank(disk, 64 * 2**20)
+    for size, seen in ((64, 64), (96, 96), (80, 96)):
+        await grow(disk, size * 2**20)
+        assert (await inspect_disk(disk)).size == seen * 2**20
