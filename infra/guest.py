@@ -61,7 +61,7 @@ def mac_address(environment: spec.Environment, vm: spec.Vm) -> str:
     return ":".join(f"{byte:02x}" for byte in [(digest[0] & 0xFC) | 0x02, *digest[1:6]])
 
 
-def host_key(seed: str, device_id: str) -> tuple[str, str]:
+def host_key(seed: str, device_id: str, version: int = 1) -> tuple[str, str]:
     """Return private (OpenSSH PEM) and public (one line) ssh host key of a device.
 
     Derived (HKDF, RFC 5869), so that the public half is known before anything is created and a
@@ -71,7 +71,7 @@ def host_key(seed: str, device_id: str) -> tuple[str, str]:
         algorithm=hashes.SHA256(),
         length=32,
         salt=None,
-        info=f"ssh host key of {device_id}".encode(),
+        info=f"ssh host key of {device_id}{'' if version == 1 else f' {version}'}".encode(),
     ).derive(seed.encode())
     return _openssh(ed25519.Ed25519PrivateKey.from_private_bytes(raw), raw, device_id)
 

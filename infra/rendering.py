@@ -105,7 +105,7 @@ def rendered(environment: spec.Environment, facts: Facts, *, store: str = "") ->
         objects.append(manifests.registry_trust(environment, registry_ca))
     trusted = access_keys.trusted(environment.hub.ca_file, environment.registry.ca_file)
     for vm in environment.fleet:
-        keys = guest.host_key(seed, environment.device_id(vm))
+        keys = guest.host_key(seed, environment.device_id(vm), vm.key_version)
         url = f"docker://{facts.image}"
         documents = {
             "userdata": guest.user_data(environment, vm),

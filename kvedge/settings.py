@@ -405,6 +405,7 @@ def _vm(part: Fields, plain: spec.Vm, *, own: tuple[str, ...]) -> spec.Vm:
         plain,
         name=name,
         mac=mac.lower(),
+        key_version=part.whole("keyVersion", plain.key_version, 1, 1_000_000),
         vcpus=part.whole("vcpus", plain.vcpus, 1, 64),
         memory=part.text("memory", plain.memory, check=_at_least("256Mi"), hint="such as 1Gi"),
         instancetype=part.text("instancetype", plain.instancetype, check=_dns_name),

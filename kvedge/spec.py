@@ -123,6 +123,8 @@ class Vm:
     """Of both disks; empty is what CDI knows to be best for the storage class."""
     mac: str = ""
     """Empty: derived from namespace and name."""
+    key_version: int = 1
+    """Another number gives the VM a new device key and a new ssh host key."""
     firmware: str = "bios"
     """`bios`, `efi`, or `secure-boot`, which is EFI that starts signed loaders only."""
     tpm: bool = False

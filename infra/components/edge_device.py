@@ -30,15 +30,19 @@ class EdgeDeviceProvider(dynamic.Provider):
         return CreateResult(id_=props["device_id"], outs=self.run(self._ensure(props)))
 
     def diff(self, _id: str, _olds: dict[str, Any], _news: dict[str, Any]) -> DiffResult:
-        """Tags and host name change in place; another id is another device."""
+        """Tags, host name and key change in place; another id is another device."""
         other = _olds["device_id"] != _news["device_id"]
-        changed = other or any(_olds.get(k) != _news.get(k) for k in ("tags", "device_host"))
+        fields = ("tags", "device_host", "key_version")
+        changed = other or any(_olds.get(k, 1) != _news.get(k) for k in fields)
         return DiffResult(changes=changed, replaces=["device_id"] if other else [])
 
     def update(self, _id: str, _olds: dict[str, Any], _news: dict[str, Any]) -> UpdateResult:
-        """Write changed tags; the key stays."""
+        """Write changed tags; another key version renews the key."""
         gone = dict.fromkeys(set(_olds["tags"]) - set(_news["tags"]))
-        return UpdateResult(outs=self.run(self._ensure(_news, gone)))
+        old = ""
+        if _olds.get("key_version", 1) != _news["key_version"]:
+            old = _olds["connection_string"].rpartition("SharedAccessKey=")[2]
+        return UpdateResult(outs=self.run(self._ensure(_news, gone, old)))
 
     def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
         """Tell whether the device is still there."""
@@ -49,13 +53,15 @@ class EdgeDeviceProvider(dynamic.Provider):
         self.run(self._delete(_id, _props))
 
     async def _ensure(
-        self, props: dict[str, Any], gone: Mapping[str, None] | None = None
+        self, props: dict[str, Any], gone: Mapping[str, None] | None = None, old: str = ""
     ) -> dict[str, Any]:
         device_id = props["device_id"]
         async with self.hub() as hub:
             identity = await hub.ensure_device(device_id, owner=_owner(props), tags=props["tags"])
             if gone:
                 await hub.update_twin(device_id, {"tags": dict(gone)})
+            if old:
+                identity = await hub.renew_device_key(device_id, old=old)
         key = identity.get("authentication", {})["symmetricKey"]["primaryKey"]
         text = guest.device_connection_string(props["device_host"], device_id, key)
         return {**props, "connection_string": text}
@@ -97,6 +103,7 @@ class EdgeDevice(Resource, module="kvedge", name="EdgeDevice"):
                 "device_id": environment.device_id(vm),
                 "device_host": environment.hub.device_host,
                 "tags": hub_content.device_tags(environment, vm),
+                "key_version": vm.key_version,
                 "connection_string": None,
             },
             pulumi.ResourceOptions.merge(

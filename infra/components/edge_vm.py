@@ -52,7 +52,7 @@ class EdgeVm(pulumi.ComponentResource):
     ) -> None:  # fmt: skip
         super().__init__("kvedge:index:EdgeVm", vm.name, None, opts)
         name = vm.name
-        keys = guest.host_key(args.seed, environment.device_id(vm))
+        keys = guest.host_key(args.seed, environment.device_id(vm), vm.key_version)
         self.device = EdgeDevice(f"{name}-device", environment, vm, self._child())
         secrets = self._secrets(environment, vm, args, keys)
         os_disk = manifests.os_disk(

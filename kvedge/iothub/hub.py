@@ -8,7 +8,9 @@ synchronous, so it runs on a small pool of threads; each thread keeps its connec
 from __future__ import annotations
 
 import asyncio
+import base64
 import functools
+import secrets
 from typing import TYPE_CHECKING, Any, Self
 
 from kvedge import errors
@@ -140,6 +142,42 @@ class Hub:
         if tags is not None:
             await self.update_twin(device_id, {"tags": dict(tags)})
         return device
+
+    async def renew_device_key(self, device_id: str, *, old: str) -> DeviceIdentity:
+        """Give a device a new primary key; the old one goes on as its secondary key.
+
+        Args:
+            old: the primary key that is to go; if the hub has another one, it was renewed already.
+
+        Raises:
+            NotFound: there is no such device.
+            Conflict: the device changed meanwhile.
+        """
+        device = await self.get_device(device_id)
+        key = device.get("authentication", {}).get("symmetricKey") or {}
+        if key.get("primaryKey") != old:
+            return device
+        fresh = base64.b64encode(secrets.token_bytes(32)).decode()
+
+        def send(protocol: Any) -> Any:
+            kinds = _models()
+            body = kinds.Device(
+                device_id=device_id,
+                status=device.get("status", "enabled"),
+                etag=device.get("etag"),
+                device_scope=device.get("deviceScope"),
+                parent_scopes=device.get("parentScopes"),
+                capabilities=kinds.DeviceCapabilities(iot_edge=True),
+                authentication=kinds.AuthenticationMechanism(
+                    type="sas",
+                    symmetric_key=kinds.SymmetricKey(primary_key=fresh, secondary_key=old),
+                ),
+            )
+            etag = _quoted(device.get("etag", "*"))
+            return protocol.devices.create_or_update_identity(device_id, body, etag)
+
+        return await self._call(f"renew key of device {device_id!r}", "registry", send,
+                                lane=Lane.WRITE)  # fmt: skip
 
     async def _refuse_foreign(self, device: DeviceIdentity, owner: Mapping[str, str]) -> None:
         device_id = device["deviceId"]

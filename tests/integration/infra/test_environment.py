@@ -54,6 +54,39 @@ def test_up_again_changes_nothing_and_down_leaves_nothing(stack: Any) -> None:
     assert stack.hub() == ([], [])
 
 
+def test_keys_and_disks_change_in_place(stack: Any) -> None:
+    """Another key version is a new device key and host key; a disk grows and never shrinks."""
+
+    def seen() -> tuple[str, str, str]:
+        vm = json.loads(kubectl(stack.site, "get", "vm", "p1", "-o", "json").stdout)
+        data = json.loads(kubectl(stack.site, "get", "secret", "p1-edge", "-o", "json").stdout)
+        claim = json.loads(kubectl(stack.site, "get", "pvc", "p1-data", "-o", "json").stdout)
+        host_key = vm["metadata"]["annotations"]["kvedge.io/host-key"]
+        size = claim["spec"]["resources"]["requests"]["storage"]
+        return host_key, data["data"]["config.toml"], size
+
+    def set_first(**more: Any) -> None:
+        first, second = stack.settings["fleet"]
+        stack.write({**stack.settings, "fleet": [{**first, **more}, second]})
+
+    stack.up()
+    claim = ("get", "pvc", "p1-data", "-o", "jsonpath={.status.phase}")
+    until(lambda: kubectl(stack.site, *claim, check=False).stdout == "Bound", seconds=60)
+    before = seen()
+    set_first(keyVersion=2, dataDisk="6Gi")
+    assert stack.up().changes["update"] >= 3
+    after = seen()
+    assert [old == new for old, new in zip(before, after, strict=True)] == [False] * 3
+    assert after[2] == "6144Mi"
+    path = ("get", "pvc", "p1-data", "-o", "jsonpath={.status.capacity.storage}")
+    until(lambda: kubectl(stack.site, *path).stdout in ("6144Mi", "6Gi"), seconds=30)
+    assert set(stack.up().changes) == {"same"}
+    set_first(keyVersion=2)
+    with pytest.raises(errors.SpecError, match="p1-data: has 6Gi and cannot shrink to 4Gi"):
+        stack.up()
+    assert seen() == after
+
+
 def test_a_killed_up_is_completed_by_the_next(stack: Any) -> None:
     """Kill -9 in the middle: the lock is cleared, nothing is doubled, nothing is lost."""
     code = textwrap.dedent(

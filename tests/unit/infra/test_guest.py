@@ -90,3 +90,10 @@ def test_public_authorities_need_no_file(environment: spec.Environment, trusted:
         authorized_keys=[], trusted_ca=trusted,
     )  # fmt: skip
     assert ("trusted-ca.pem" in files) is bool(trusted)
+
+
+def test_another_key_version_is_another_host_key() -> None:
+    """The first version is what VMs have that never rotated."""
+    first = guest.host_key("seed", "plant-edge1")
+    assert guest.host_key("seed", "plant-edge1", 1) == first
+    assert guest.host_key("seed", "plant-edge1", 2) != first

@@ -30,6 +30,7 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
     ("named like a counted one", {"fleet": {"count": 2, "vms": [{"name": "edge2"}]}}, "fleet.count.name", "taken by fleet.vms[0]"),
     ("bad prefix", {"fleet": {"count": 2, "namePrefix": "E-"}}, "fleet.namePrefix", "begin a DNS label"),
     ("two sizes", {"fleet.0.instancetype": "u1.small", "fleet.0.vcpus": 2}, "fleet[0].vcpus", "given by the instancetype"),
+    ("no key version", {"fleet.0.keyVersion": 0}, "fleet[0].keyVersion", "from 1"),
     ("bad firmware", {"fleet.0.firmware": "uefi"}, "fleet[0].firmware", "none of bios, efi"),
     ("tpm as text", {"fleet.0.tpm": "yes"}, "fleet[0].tpm", "neither true nor false"),
     ("bad eviction", {"fleet.0.evictionStrategy": "Evict"}, "fleet[0].evictionStrategy", "none of None"),
