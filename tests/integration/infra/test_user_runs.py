@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from kvedge import processes
-from kvedge.testing.sites import kubectl, until
+from kvedge.testing.sites import kubectl
+from kvedge.testing.waiting import until
 
 if TYPE_CHECKING:
     import subprocess
