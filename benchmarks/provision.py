@@ -9,8 +9,10 @@ import asyncio
 import json
 import os
 import pathlib
+import random
 import shutil
 import signal
+import sys
 import tempfile
 import time
 
@@ -22,6 +24,7 @@ from kvedge import iothub, processes, settings, tools
 from kvedge.site import control
 
 VMS = int(os.environ.get("KVEDGE_BENCH_VMS", "100"))
+KILLS = int(os.environ.get("KVEDGE_BENCH_KILLS", "10"))
 IMAGE = f"registry.kvedge.test/kvedge/none@sha256:{'0' * 64}"
 
 
@@ -63,12 +66,81 @@ def _measure(folder):
         figures[key] = round(time.monotonic() - begun, 2)
         figures[f"{key[:-2]}_changes"] = changes
     figures["vms100_of_kubectl"] = round(figures["vms100_s"] / figures["kubectl_apply_s"], 2)
-    return figures
+    figures["again_of_kubectl"] = round(figures["vms100_again_s"] / figures["kubectl_again_s"], 2)
+    return {**figures, **_kills(run, environment, figures["vms100_s"])}
+
+
+def _kills(run, environment, seconds):
+    """Kill pulumi at random points of runs that begin with nothing; let the last one complete."""
+    run.destroy(on_event=lambda _: None)
+    for _ in range(KILLS):
+        # A child of its own, as in a shell; the engine is the keeper's child below it.
+        child = processes.popen(
+            [sys.executable, "-c", _UP, str(run.project), str(run.source.parent)]
+        )
+        time.sleep(random.uniform(0.5, seconds))
+        for pid in _below(child.pid):
+            if _program(pid) == "pulumi":
+                os.kill(pid, signal.SIGKILL)
+        child.wait()
+    run.up(on_event=lambda _: None)
+    label = f"--selector=kvedge.io/environment={environment.name}"
+    listed = processes.run(
+        [tools.path("kubectl"), "get", "vm,dv,secret,service", label, "-o", "name"],
+        what="count objects",
+    ).stdout.split()
+    devices = asyncio.run(_devices(environment))
+    again = run.up(on_event=lambda _: None)
+    return {
+        "kills": KILLS,
+        "objects_after_kills": len(listed),
+        "objects_expected": 6 * VMS + 1,
+        "devices_after_kills": devices,
+        "changes_after_kills": {kind: n for kind, n in again.items() if kind != "same"},
+    }
+
+
+_UP = """
+import pathlib, sys
+from infra import engine
+project = engine.Project(folder=pathlib.Path(sys.argv[1]), stacks=pathlib.Path(sys.argv[2]))
+engine.Engine("bench", project=project).up(on_event=lambda _: None)
+"""
+
+
+def _below(pid):
+    """Return ids of all processes below one."""
+    found = []
+    for entry in pathlib.Path("/proc").glob("[1-9]*/stat"):
+        try:
+            parent = int(entry.read_text().rsplit(")", 1)[1].split()[1])
+        except OSError:
+            continue
+        if parent == pid:
+            found += [int(entry.parent.name), *_below(int(entry.parent.name))]
+    return found
+
+
+def _program(pid):
+    try:
+        return pathlib.Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
+
+
+async def _devices(environment):
+    async with iothub.Hub.from_connection_string(
+        environment.hub.connection_string, ca_file=environment.hub.ca_file
+    ) as hub:
+        return len(await hub.query("SELECT deviceId FROM devices"))
 
 
 def _kubectl(folder, environment):
     """Apply the same manifests to namespace `rival`, twice."""
-    objects = [{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "rival"}}]
+    objects = [
+        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "rival"}},
+        manifests.user_keys(environment, ["ssh-ed25519 AAAA bench"]),
+    ]
     for vm in environment.fleet:
         keys = guest.host_key("rival", vm.name)
         files = guest.secret_disk(

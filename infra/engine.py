@@ -315,6 +315,8 @@ class Engine:
             # Another version of the provider on PATH would win otherwise, with a warning.
             "PULUMI_IGNORE_AMBIENT_PLUGINS": "true",
             "KVEDGE_FLEET_WAIT": "no",
+            # The state is written at the end only; after a kill, creates adopt what is there.
+            "PULUMI_SKIP_CHECKPOINTS": "true",
         }
         if self.file != self.source:
             more[_CONFIG_VARIABLE] = str(self.file)

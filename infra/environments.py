@@ -36,6 +36,12 @@ class Listed:
     problems: tuple[errors.Problem, ...] = ()
 
 
+def _home(project: Project) -> Path:
+    """Return where stack files are written: a checkout's folder, else the current one."""
+    ours = project.stacks.is_relative_to(project.folder)
+    return project.stacks if ours else Path.cwd()
+
+
 def variables(name: str) -> dict[str, str]:
     """Return this process's variables and those of the environment's local site, if it has one.
 
@@ -56,14 +62,14 @@ def listed(project: Project, wanted: Iterable[str] = ()) -> list[Listed]:
     """
     found = sorted(
         match[1]
-        for file in project.stacks.glob("Pulumi.*.yaml")
+        for file in _home(project).glob("Pulumi.*.yaml")
         if (match := _FILE.fullmatch(file.name)) and match[1] != _EXAMPLE
     )
     return [_listed(project, name) for name in (tuple(wanted) or found)]
 
 
 def _listed(project: Project, name: str) -> Listed:
-    file = project.stacks / f"Pulumi.{name}.yaml"
+    file = _home(project) / f"Pulumi.{name}.yaml"
     stack = settings.read_stack(file)
     try:
         environment = settings.parse(name, stack, environ=variables(name))
@@ -97,7 +103,7 @@ def check(project: Project, wanted: Iterable[str] = ()) -> list[Listed]:
     everyone = {one.name: one for one in [*listed(project), *asked]}
     problems += _platforms(everyone, {one.name for one in asked})
     if problems:
-        raise errors.SpecError(f"settings in {project.stacks}", problems)
+        raise errors.SpecError(f"settings in {_home(project)}", problems)
     return asked
 
 
@@ -131,8 +137,8 @@ def create(project: Project, name: str, *, like: str = "") -> Path:
     Raises:
         SpecError: the name is not usable, or there is such a file already.
     """
-    file = project.stacks / f"Pulumi.{name}.yaml"
-    source = project.stacks / f"Pulumi.{like or _EXAMPLE}.yaml"
+    file = _home(project) / f"Pulumi.{name}.yaml"
+    source = _home(project) / f"Pulumi.{like or _EXAMPLE}.yaml"
     if not like and not source.exists():
         source = Path(__file__).parent / "stacks" / source.name
     problem = _unusable(file, name, source)

@@ -71,6 +71,16 @@ def test_a_new_environment_is_explained_and_named(project: engine.Project) -> No
     assert [one.name for one in environments.listed(project)] == ["plant"]
 
 
+def test_an_installed_kvedge_writes_to_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Never into the installation, where the shipped files are."""
+    monkeypatch.chdir(tmp_path)
+    installed = engine.Project(folder=tmp_path / "state", stacks=ROOT / "infra" / "stacks")
+    assert environments.create(installed, "plant") == tmp_path / "Pulumi.plant.yaml"
+    assert [one.name for one in environments.listed(installed)] == ["plant"]
+
+
 def test_a_copy_has_no_secrets_of_the_original(project: engine.Project) -> None:
     """The salt and the key seed are the original's own."""
     write(project, "one", site="lille")
