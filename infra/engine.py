@@ -17,13 +17,14 @@ import shutil
 import socket
 import sys
 import threading
+import time
 import urllib.parse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from kvedge import errors, processes, redact, settings, tools
+from kvedge import errors, keeping, processes, redact, settings, tools
 from kvedge.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -251,7 +252,12 @@ class Engine:
         if _LOCKED not in said:
             return False
         holders = self._lock_holders()
-        alive = [pid for pid in holders if processes.start_time(pid) is not None]
+        # A run whose caller was killed just now is being ended by its keeper.
+        deadline = time.monotonic() + keeping.GRACE_SECONDS + 5
+        while alive := [pid for pid in holders if processes.start_time(pid) is not None]:
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.2)
         if alive or not holders:
             raise errors.KvedgeError(
                 f"stack {self.stack!r} is locked by another run"
