@@ -35,6 +35,7 @@ async def follow_keys(
     credentials: list[Mapping[str, Any]],
     read: Callable[[str], Awaitable[Mapping[str, bytes]]],
     agent: GuestAgent,
+    answers: Callable[[], bool],
     told: Callable[[bool, str], None],
 ) -> None:
     """Keep the guest's authorized keys as the Secrets have them.
@@ -42,10 +43,15 @@ async def follow_keys(
     Args:
         name: for the log.
         read: returns a Secret's content.
+        answers: whether the agent is known to answer; a command to a booting guest would hold up
+            those of its probes.
         told: called with whether the keys are in the guest, and why not.
     """
     done: dict[str, list[str]] = {}
     while True:
+        if not answers():
+            await asyncio.sleep(_POLL_SECONDS)
+            continue
         try:
             for user, keys in (await _wanted(credentials, read)).items():
                 if done.get(user) != keys:

@@ -342,7 +342,7 @@ class Guest:
             keys = follow_keys(
                 self.name, credentials,
                 lambda secret: self._guests.disks.secret(self.namespace, secret),
-                self.machine.agent, self._keys_told,
+                self.machine.agent, lambda: self._agent is not None, self._keys_told,
             )  # fmt: skip
             self._tasks.append(start(f"{self.name} keys", keys))
         address = self._guests.pool.take(self.uid)

@@ -30,7 +30,7 @@ async def test_keys_follow_their_secrets(monkeypatch):
     """Each change is told once, in the Secrets' order; an agent that was away hears of it later."""
     monkeypatch.setattr(accesskeys, "_POLL_SECONDS", 0)
     secrets = {"a": {"keys": b"ssh-ed25519 A\n\nssh-ed25519 B\n"}, "b": {"k": b"ssh-ed25519 C"}}
-    agent, told = Agent(), []
+    agent, told, booted = Agent(), [], False
 
     async def read(name):
         if name not in secrets:
@@ -45,10 +45,13 @@ async def test_keys_follow_their_secrets(monkeypatch):
     async with asyncio.TaskGroup() as group:
         task = group.create_task(
             accesskeys.follow_keys(
-                "g", wanted, read, agent, lambda good, why: told.append((good, why))
+                "g", wanted, read, agent, lambda: booted, lambda good, why: told.append((good, why))
             ),
             name="keys",
         )
+        await turns()
+        assert (agent.seen, told) == ([], [])
+        booted = True
         await turns()
         assert agent.seen == [
             ("edge", ["ssh-ed25519 A", "ssh-ed25519 B", "ssh-ed25519 C"]),
