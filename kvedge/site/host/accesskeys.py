@@ -50,6 +50,7 @@ async def follow_keys(
     done: dict[str, list[str]] = {}
     while True:
         if not answers():
+            done.clear()  # a guest that boots anew takes the keys of its secret disk
             await asyncio.sleep(_POLL_SECONDS)
             continue
         try:
