@@ -130,7 +130,7 @@ def rendered(environment: spec.Environment, facts: Facts, *, store: str = "") ->
         name = manifests.edge_secret_name(vm)
         secrets.append(manifests.secret(environment, vm, name, manifests.encoded(files)))
     if environment.platform:
-        objects += node_manifests.rights(environment)
+        objects += [*node_manifests.rights(environment), *node_manifests.guards(environment)]
         hub = node_manifests.hub_secret(
             environment,
             access_keys.service_connection_string(environment.hub),

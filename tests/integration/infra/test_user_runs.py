@@ -149,7 +149,7 @@ def test_two_environments_share_a_hub_and_its_connector(
 
 def live(stack: Any) -> dict[str, Any]:
     """Return the environment's objects without what the cluster adds."""
-    kinds = "vm,dv,secret,configmap,service,deployment,serviceaccount,role,rolebinding"
+    kinds = "vm,dv,secret,configmap,service,deployment,serviceaccount,role,rolebinding,pdb,netpol"
     wide = "clusterrole,clusterrolebinding"
     found = {}
     for words in (("get", kinds, "-A"), ("get", wide)):
