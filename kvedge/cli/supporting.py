@@ -66,7 +66,7 @@ async def _write(target, name, kubeconfig, namespace) -> tuple[int, list[str]]: 
             )
         )
     await bundle.write(target, entries, name=name)
-    return len(entries), entries["failures.txt"].split("\n")[:-1]
+    return len(entries), [line for line in entries["failures.txt"].split("\n") if line]
 
 
 def _hub_key():  # type: ignore[no-untyped-def]  # noqa: ANN202

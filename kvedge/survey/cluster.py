@@ -219,13 +219,16 @@ async def _cdi(client: kube.Client) -> list[Finding]:
         "cdi-cr.yaml of a release (https://github.com/kubevirt/containerized-data-importer/releases)"
     )
     try:
-        await client.get("/apis/cdi.kubevirt.io/v1beta1/datavolumes", limit=1)
+        disks = (await client.get("/apis/cdi.kubevirt.io/v1beta1/datavolumes"))["items"]
     except errors.NotFound:
         return [Finding(check="CDI", state="fail", found="not installed", fix=install)]
     try:
         found = (await client.get("/apis/cdi.kubevirt.io/v1beta1/cdis"))["items"]
     except errors.NotFound:
         found = []
+    if not found and any((one.get("status") or {}).get("phase") == "Succeeded" for one in disks):
+        # The local site's VM host imports disks itself.
+        return [Finding(check="CDI", state="ok", found="no CDI object, but disks are imported")]
     if not found:
         return [
             Finding(

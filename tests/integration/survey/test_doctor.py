@@ -66,6 +66,22 @@ async def test_cdi_that_nobody_asked_for(good):
     assert "no CDI object" in found["CDI"][1]
 
 
+async def test_an_importer_of_another_kind(good):
+    """Disks that were imported prove an importer, whoever it is (the local site's VM host)."""
+    await good.delete(f"{CDI}/cdi")
+    disk = {
+        "apiVersion": "cdi.kubevirt.io/v1beta1",
+        "kind": "DataVolume",
+        "metadata": {"name": "done", "namespace": "default"},
+        "status": {"phase": "Succeeded"},
+    }
+    await good.apply(disk)
+    try:
+        assert problems(await checks.check_cluster(good)) == {}
+    finally:
+        await good.delete("/apis/cdi.kubevirt.io/v1beta1/namespaces/default/datavolumes/done")
+
+
 async def test_cdi_that_is_not_ready(good):
     """An operator that is still at work is told with its phase."""
     await good.apply(cdi(phase="Deploying"))
