@@ -14,7 +14,7 @@ from kvedge.site import namespace
 from kvedge.testing.sites import kubectl
 from kvedge.testing.waiting import until
 
-pytestmark = [pytest.mark.site, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.site, pytest.mark.timeout(900)]
 
 ADDRESS = "10.77.100.1"
 """Free in the site's network, and one that the API server's proxy accepts."""

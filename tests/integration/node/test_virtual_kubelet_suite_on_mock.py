@@ -13,8 +13,7 @@ import pytest
 from kvedge import processes, tools
 from kvedge.testing.waiting import until
 
-# Six seconds, once the suite is built; that takes 150.
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(900)
 
 NAME = "suite-mock"
 TESTS = 9
