@@ -79,9 +79,9 @@ def test_keys_and_disks_change_in_place(stack: Any) -> None:
         stack.up()
     after = seen()
     assert [old == new for old, new in zip(before, after, strict=True)] == [False] * 3
-    assert after[2] == "6144Mi"
+    assert after[2] == "6Gi"
     path = ("get", "pvc", "p1-data", "-o", "jsonpath={.status.capacity.storage}")
-    until(lambda: kubectl(stack.site, *path).stdout in ("6144Mi", "6Gi"), seconds=30)
+    until(lambda: kubectl(stack.site, *path).stdout == "6Gi", seconds=30)
     set_first(keyVersion=2)
     with pytest.raises(errors.SpecError, match="p1-data: has 6Gi and cannot shrink to 4Gi"):
         stack.up()
