@@ -145,7 +145,7 @@ def cli(cluster, fleet, monkeypatch):  # noqa: F811
     """Run a command in this process as the fleet's user; returns (exit code, stdout, stderr)."""
     from click.testing import CliRunner
 
-    from kvedge.cli import _root
+    from kvedge.cli import root
 
     for name in ("KVEDGE_SITE", "KVEDGE_STATE", "KUBECONFIG"):
         monkeypatch.delenv(name, raising=False)
@@ -154,7 +154,7 @@ def cli(cluster, fleet, monkeypatch):  # noqa: F811
         command, *rest = words
         argv = [command, "--kubeconfig", str(kubeconfig or cluster.kubeconfig),
                 "-n", fleet.namespace, *rest]  # fmt: skip
-        done = CliRunner().invoke(_root, argv, input=input)
+        done = CliRunner().invoke(root, argv, input=input)
         if isinstance(done.exception, errors.KvedgeError):
             return 1, done.stdout, f"{done.exception.message}\n{done.exception.hint}"
         if done.exception and not isinstance(done.exception, SystemExit):

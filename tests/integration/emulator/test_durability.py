@@ -16,6 +16,8 @@ from azure.iot.hub import IoTHubRegistryManager
 from azure.iot.hub.models import QuerySpecification, Twin
 from msrest.exceptions import ClientException
 
+from kvedge.testing.waiting import until
+
 
 class Process:
     """`kvedge hub emulate` in a folder."""
@@ -186,9 +188,15 @@ def test_a_simulated_fleet_by_command(start, tmp_path):
             ).items
             assert len(rows) == 5
             query = "SELECT * FROM devices.modules WHERE connectionState = 'Connected'"
-            rows = registry.query_iot_hub(QuerySpecification(query=query)).items
+            rows = until(
+                lambda: (
+                    len(found := registry.query_iot_hub(QuerySpecification(query=query)).items) == 4
+                    and found
+                ),
+                seconds=30,
+                what="four of five devices are connected",
+            )
             assert {row.module_id for row in rows} == {"$edgeAgent"}
-            assert len(rows) == 4
         finally:
             fleet.send_signal(signal.SIGINT)
             assert fleet.wait(20) == 130
