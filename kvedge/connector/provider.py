@@ -281,14 +281,19 @@ class IotEdgeProvider(Provider):
             await asyncio.sleep(max(0.0, began + gap - loop.time()))
 
     def _pace(self) -> float:
-        """Return the seconds to the next poll: soon after a change, else the usual ones."""
+        """Return the seconds to the next poll: soon after a change, else the usual ones.
+
+        A long wait for devices uses the budget up; then as often as half of the quota allows.
+        """
         usual = self.poll_interval()
         loop = asyncio.get_running_loop()
         unsettled = loop.time() - self._changed_at < _UNSETTLED_SECONDS and not all(
             self._runs(uid) for uid in tuple(self._placed)
         )
+        if not unsettled:
+            return usual
         room = self._hub.budget.left("query") >= 2 * self._devices.pages + _SPARE_QUERIES
-        return min(usual, _FAST_SECONDS) if unsettled and room else usual
+        return min(usual, _FAST_SECONDS if room else self._slowest())
 
     def _warn(self, uid: str, reason: str, message: str) -> None:
         self._reporter.event(uid, reason, message, warning=True)
@@ -301,10 +306,13 @@ class IotEdgeProvider(Provider):
 
         A poll is one query per hundred devices; all polls take half of a unit's quota at most.
         """
+        return max(self._settings.poll_seconds, self._slowest())
+
+    def _slowest(self) -> float:
+        """Return the seconds between polls that take half of the quota."""
         if self._hub.budget.units == iothub.UNLIMITED:
-            return self._settings.poll_seconds
-        slowest = self._devices.pages * _SECONDS_PER_PAGE / self._hub.budget.units
-        return max(self._settings.poll_seconds, slowest)
+            return 0.0
+        return self._devices.pages * _SECONDS_PER_PAGE / self._hub.budget.units
 
     async def _round(self) -> None:
         loop = asyncio.get_running_loop()
