@@ -12,7 +12,6 @@ import random
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 from urllib.parse import quote, urlencode
 
-import aiohttp
 import orjson
 
 from kvedge import errors
@@ -20,6 +19,8 @@ from kvedge.kube.exchanging import Pool
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+
+    import aiohttp
 
     from kvedge.kube.config import Config
 
@@ -63,9 +64,7 @@ class Client:
         self._resources: dict[tuple[str, str], tuple[str, bool]] = {}
 
     async def __aenter__(self) -> Self:
-        tls = self.config.ssl_context or True
-        self._pool = Pool(self.config.server, tls, self._connections)
-        self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=tls, limit=0))
+        self._pool = Pool(self.config.server, self.config.ssl_context or True, self._connections)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -79,8 +78,14 @@ class Client:
     @property
     def session(self) -> aiohttp.ClientSession:
         """The HTTP session, for streams that are more than request and answer."""
-        if self._session is None:
+        if self._pool is None:
             raise RuntimeError("the client is not entered")
+        if self._session is None:
+            # A third of what a short command takes to start would be this import.
+            import aiohttp
+
+            tls = self.config.ssl_context or True
+            self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=tls, limit=0))
         return self._session
 
     def headers(self) -> dict[str, str]:
@@ -307,6 +312,8 @@ class Client:
     async def _stream(
         self, path: str, version: str, params: Mapping[str, Any]
     ) -> AsyncGenerator[tuple[Any, Any], None]:
+        import aiohttp
+
         query = _query(
             {
                 **params,

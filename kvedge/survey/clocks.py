@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import email.utils
 import time
-from typing import Any
-
-import aiohttp
+from typing import TYPE_CHECKING, Any
 
 from kvedge.survey.findings import Finding
+
+if TYPE_CHECKING:
+    import aiohttp
 
 __all__ = ["finding", "skew"]
 
@@ -18,6 +19,8 @@ _FAIL_SECONDS = 60
 
 async def skew(session: aiohttp.ClientSession, url: str, **options: Any) -> float:
     """Return the seconds that the server's clock is ahead of ours; 0 if it tells no time."""
+    import aiohttp
+
     before = time.time()
     async with session.get(url, timeout=aiohttp.ClientTimeout(total=10), **options) as answer:
         date = answer.headers.get("Date", "")
