@@ -65,10 +65,7 @@ class Chain:
 
     def shows(self, identity: Identity) -> bool:
         """Tell whether the leaf has one of an identity's thumbprints."""
-        prints = (identity.primary_thumbprint, identity.secondary_thumbprint)
-        return identity.auth == "selfSigned" and any(
-            given and given.replace(":", "").upper() in self.thumbprints for given in prints
-        )
+        return bool(identity.thumbprints & self.thumbprints)
 
     def leads_to(self, anchors: Iterable[x509.Certificate]) -> bool:
         """Tell whether each certificate is issued by the next one, up to one of the anchors."""

@@ -9,7 +9,9 @@ from __future__ import annotations
 import dataclasses
 import enum
 
-__all__ = ["ROWS", "Row", "State", "page"]
+from kvedge.emulator.rest import routes
+
+__all__ = ["ROWS", "Row", "State", "endpoints", "page"]
 
 
 class State(enum.StrEnum):
@@ -31,8 +33,8 @@ class Row:
     note: str = ""
     operations: tuple[str, ...] = ()
     """Names of handlers in `rest.routes.ROUTES`."""
-    request: str = ""
-    """For a refused row: a request that must be answered 501."""
+    refused: str = ""
+    """For a refused row: its name in `rest.routes.REFUSED`."""
     tests: tuple[str, ...] = ()
     """Files below `tests` that show it."""
 
@@ -64,6 +66,7 @@ _CERTIFICATES = "contract/hub/test_certificates.py"
 _CONFIGURATIONS = "contract/hub/test_device_configurations.py"
 _FAULTS = "integration/emulator/test_faults.py"
 _DURABILITY = "integration/emulator/test_durability.py"
+_STATE = "integration/emulator/test_state.py"
 
 ROWS: tuple[Row, ...] = (
     *_rows(
@@ -78,7 +81,8 @@ ROWS: tuple[Row, ...] = (
          "tracking ids are random and name nothing", "", _ACCESS),
         ("`api-version`", "differs", "any date is taken; the answers are those of 2021-04-12", "",
          _ACCESS),
-        ("Microsoft Entra ID tokens", "refused", "answered 401, as an unknown token", "", ""),
+        ("Microsoft Entra ID tokens", "differs", "no tenant vouches for them: answered 401", "",
+         _ACCESS),
     ),
     *_rows(
         "Identities",
@@ -149,7 +153,8 @@ ROWS: tuple[Row, ...] = (
         ("Cloud-to-device messages", "differs",
          "sent by a route of the emulator, since the vendor's client sends them over AMQP; "
          "50 wait, 64 KB each", "send_command purge_commands", _MQTT),
-        ("Message routing, enrichments, file upload", "differs", "nothing of it is there", "", ""),
+        ("Message routing and enrichments", "differs",
+         "set in Azure's management, of which nothing is here", "", ""),
     ),
     *_rows(
         "MQTT",
@@ -162,7 +167,7 @@ ROWS: tuple[Row, ...] = (
          f"{_DEVICES} {_MQTT}"),
         ("Relay of modules' telemetry by `$edgeHub`", "differs",
          "published to the module's own topic; the real edge hub uses AMQP", "", _MQTT),
-        ("AMQP, and HTTPS for devices", "differs", "nothing of it is there", "", ""),
+        ("AMQP", "differs", "no port speaks it", "", ""),
     ),
     *_rows(
         "Jobs and provisioning",
@@ -176,13 +181,14 @@ ROWS: tuple[Row, ...] = (
          "put_enrollment get_enrollment delete_enrollment put_group get_group delete_group",
          _PROVISIONING),
     ),
-    Row(area="Jobs and provisioning", what="Import and export jobs", state=State.REFUSED,
-        note="they need blob storage", request="POST /jobs/create", tests=(_ACCESS,)),
     Row(area="Jobs and provisioning", what="TPM attestation", state=State.REFUSED,
-        note="the nonce is sealed to a TPM, and none of the vendor's Python clients opens it",
-        request="PUT /enrollments/x", tests=(_PROVISIONING,)),
-    Row(area="Methods and messages", what="Feedback of cloud-to-device messages",
-        state=State.REFUSED, request="GET /messages/serviceBound/feedback", tests=(_ACCESS,)),
+        note="an enrollment with it is answered 501: the nonce is sealed to a TPM, and none of the "
+        "vendor's Python clients opens it", tests=(_PROVISIONING,)),
+    *(
+        Row(area="Refused", what=what[:1].upper() + what[1:], state=State.REFUSED, refused=what,
+            tests=(_STATE,))
+        for what in routes.REFUSED
+    ),
     *_rows(
         "Only here",
         ("Throttles, latency, failures, query lag, dropped connections", "own",
@@ -190,7 +196,7 @@ ROWS: tuple[Row, ...] = (
          "get_knobs put_knobs", _KNOBS),
         ("The provisioning scope", "own", "`GET /kvedge/v1/hub`", "describe", _PROVISIONING),
         ("Whole state as JSON", "own", "`GET` and `PUT /kvedge/v1/state`",
-         "export_state import_state", "integration/emulator/test_state.py"),
+         "export_state import_state", _STATE),
         ("`x-kvedge-emulator: 1` on every answer", "own",
          "so that the stand-in edge runtime refuses a real hub", "", _ACCESS),
         ("Slow, half-open and malformed clients", "own",
@@ -201,6 +207,13 @@ ROWS: tuple[Row, ...] = (
     ),
 )  # fmt: skip
 """All rows, in the order of the page's sections."""
+
+
+def endpoints(row: Row) -> list[str]:
+    """Return method and path of each operation that a row is about."""
+    if row.refused:
+        return [*routes.REFUSED[row.refused]]
+    return [f"{item.method} {item.path}" for item in routes.ROUTES if item.name in row.operations]
 
 
 def page() -> str:
@@ -215,8 +228,12 @@ def page() -> str:
         "name, *own* exists only here.",
     ]
     for area in dict.fromkeys(row.area for row in ROWS):
+        rows = [row for row in ROWS if row.area == area]
         lines += ["", f"## {area}", "", "| what | state | note |", "|---|---|---|"]
-        lines += [f"| {row.what} | {row.state} | {row.note} |" for row in ROWS if row.area == area]
+        lines += [f"| {row.what} | {row.state} | {row.note} |" for row in rows]
+        if called := [(line, row) for row in rows for line in endpoints(row)]:
+            lines += ["", "| operation | state |", "|---|---|"]
+            lines += [f"| `{line}` | {row.state} |" for line, row in called]
     return "\n".join(lines) + "\n"
 
 

@@ -40,6 +40,8 @@ __all__ = ["Engine", "is_layered", "manifest"]
 _DESIRED = "properties.desired"
 _BATCH = 50
 """Devices between two looks at what else the hub has to do."""
+_OUTCOMES = 1000
+"""Most combinations of fulfilled conditions whose outcome is remembered."""
 
 
 def is_layered(content: Json) -> bool:
@@ -61,38 +63,46 @@ def manifest(base: Configuration | None, layers: Iterable[Configuration]) -> dic
                     value = _with_origin(names, value, item.id)
                 result[module] = configuring.set_path(result.get(module, {}), names, value)
             result.setdefault(module, {})
-    return result
+    # A null says that there is nothing, and no twin holds one.
+    return {module: patching.merged_values({}, values) for module, values in result.items()}
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Outcome:
     """What the deployments mean for devices that fulfil the same conditions."""
 
-    base: Configuration | None
-    layers: list[Configuration]
+    manifest: dict[str, Json]
+    """Module name to desired values; empty without a base."""
     statuses: Json
+    """Configuration id to `{"status": "Targeted" | "Applied"}`."""
 
 
 class _Rules:
-    """All edge deployments of one evaluation, with what is already known of them."""
+    """All configurations of one moment, with what is already known of them."""
 
-    def __init__(
-        self, *, configurations: list[Configuration], conditions: dict[str, Callable[[Json], bool]]
-    ) -> None:
-        self._ranked = sorted(configurations, key=lambda item: (item.priority, item.sequence))
-        self._conditions = conditions
-        self._known: dict[tuple[bool, ...], _Outcome] = {}
+    def __init__(self, known: Iterable[Configuration]) -> None:
+        found = [*known]
+        edge = [item for item in found if configurations.is_edge(item) and item.target_condition]
+        self._ranked = sorted(edge, key=lambda item: (item.priority, item.sequence))
+        self._conditions = {
+            item.target_condition: _holds(item.target_condition) for item in self._ranked
+        }
+        self._outcomes: dict[tuple[bool, ...], _Outcome] = {}
+        self.devices = configuring.Rules("deviceContent", found)
+        self.modules = configuring.Rules("moduleContent", found)
 
     def outcome(self, row: Json) -> _Outcome:
-        """Return the base, the layers above it and the statuses for one device."""
+        """Return what the edge deployments mean for one device."""
         fulfilled = tuple([holds(row) for holds in self._conditions.values()])
-        known = self._known.get(fulfilled)
+        known = self._outcomes.get(fulfilled)
         if known is None:
             true = {
                 text for text, is_true in zip(self._conditions, fulfilled, strict=True) if is_true
             }
             matching = [item for item in self._ranked if item.target_condition in true]
-            known = self._known[fulfilled] = _decided(matching)
+            if len(self._outcomes) > _OUTCOMES:
+                self._outcomes.clear()
+            known = self._outcomes[fulfilled] = _decided(matching)
         return known
 
 
@@ -113,8 +123,9 @@ class Engine:
         self._soon = asyncio.Event()
         self._awake = asyncio.Event()
         self._awake.set()
-        self._targets: dict[str, Callable[[Json], bool]] = {}
-        self._manifests: dict[tuple[str, ...], dict[str, Json]] = {}
+        self._rules: _Rules | None = None
+        self._hit: dict[str, _Outcome] = {}
+        self._documents: dict[tuple[int, int], tuple[Json, Json]] = {}
         self.evaluations = 0
         """How often it ran; for those who wait for the next time."""
 
@@ -126,6 +137,7 @@ class Engine:
     def configurations_changed(self) -> None:
         """Look at all devices soon, as the service does after a configuration is made."""
         self._all = True
+        self._rules = None
         self._soon.set()
         self._awake.set()
 
@@ -158,19 +170,19 @@ class Engine:
         everything, self._all = self._all, False
         dirty, self._dirty = self._dirty, set()
         candidates = [*self._store.identities] if everything else [*dirty]
-        rules = self._rules()
-        known = [*self._store.configurations.values()]
-        of_devices = configuring.Rules("deviceContent", known)
-        of_modules = configuring.Rules("moduleContent", known)
+        rules = self._rules = self._rules or _Rules(self._store.configurations.values())
+        stamp = times.stamp()
+        self._documents.clear()
         for count, device_id in enumerate(candidates, start=1):
             identity = self._store.identities.get(device_id)
+            self._hit.pop(device_id, None)
             if identity is not None and not identity.module_id:
-                edge = self._evaluate_edge(device_id, rules) if identity.edge else {}
-                self._configure(self._store.twins[device_id], of_devices, edge)
+                edge = self._evaluate_edge(device_id, rules, stamp) if identity.edge else {}
+                self._configure(self._store.twins[device_id], rules.devices, edge)
                 for module in self._store.modules_of(device_id):
                     # The runtime's own modules belong to deployments.
                     if module.module_id not in records.RUNTIME_MODULES:
-                        self._configure(self._store.twins[module.key], of_modules, {})
+                        self._configure(self._store.twins[module.key], rules.modules, {})
             if count % _BATCH == 0:
                 await asyncio.sleep(0)
         self._measure()
@@ -181,23 +193,9 @@ class Engine:
         single = Configuration(
             id="", content=content, created=times.stamp(), updated=times.stamp(), sequence=0
         )
-        self._write(device_id, manifest(single, ()))
+        self._write(device_id, manifest(single, ()), times.stamp())
 
-    def _rules(self) -> _Rules:
-        """Return what the edge deployments of this moment mean, conditions compiled."""
-        found = [
-            item
-            for item in self._store.configurations.values()
-            if configurations.is_edge(item) and item.target_condition
-        ]
-        for item in found:
-            if item.target_condition not in self._targets:
-                self._targets[item.target_condition] = _holds(item.target_condition)
-        texts = {item.target_condition for item in found}
-        self._targets = {text: self._targets[text] for text in texts}
-        return _Rules(configurations=found, conditions=self._targets)
-
-    def _evaluate_edge(self, device_id: str, rules: _Rules) -> Json:
+    def _evaluate_edge(self, device_id: str, rules: _Rules, stamp: str) -> Json:
         """Write what the edge deployments mean for a device; returns their statuses."""
         twin = self._store.twins[device_id]
         row: Json = {
@@ -205,13 +203,8 @@ class Engine:
             "tags": twin.tags,
             "properties": {"reported": twin.reported, "desired": twin.desired},
         }
-        outcome = rules.outcome(row)
-        if outcome.base is not None:
-            self._write(device_id, self._manifest(outcome.base, outcome.layers))
-        agent = self._store.twins[records.key_of(device_id, AGENT)]
-        if agent.configurations != outcome.statuses:
-            with self._store.transaction() as transaction:
-                transaction.put(dataclasses.replace(agent, configurations=outcome.statuses))
+        outcome = self._hit[device_id] = rules.outcome(row)
+        self._write(device_id, outcome.manifest, stamp, outcome.statuses)
         return outcome.statuses
 
     def _configure(self, twin: Twin, rules: configuring.Rules, statuses: Json) -> None:
@@ -222,7 +215,9 @@ class Engine:
             statuses = statuses | own if own else statuses
             patch = patching.difference(patching.values(twin.desired), desired)
             if patch:
-                new = _desiring(twin, desired, times.stamp())
+                new = _desiring(
+                    twin, patching.replaced(twin.desired, desired, times.stamp(), versioned=True)
+                )
         if new.configurations != statuses:
             new = dataclasses.replace(new, configurations=statuses)
         if new is not twin:
@@ -231,56 +226,55 @@ class Engine:
         if patch:
             self._twins.tell(new, patch)
 
-    def _manifest(self, base: Configuration, layers: list[Configuration]) -> dict[str, Json]:
-        # Content never changes under an id, but an id can come again: hence the time.
-        parts = tuple(f"{item.id} {item.created}" for item in (base, *layers))
-        found = self._manifests.get(parts)
-        if found is None:
-            if len(self._manifests) > 1000:
-                self._manifests.clear()
-            found = self._manifests[parts] = manifest(base, layers)
-        return found
+    def _write(
+        self, device_id: str, wanted: dict[str, Json], stamp: str, statuses: Json | None = None
+    ) -> None:
+        """Make the device's modules have these desired values; touch only those that differ.
 
-    def _write(self, device_id: str, wanted: dict[str, Json]) -> None:
-        """Make the device's modules have these desired values; touch only those that differ."""
-        stamp = times.stamp()
-        writes: list[tuple[Twin, Json]] = []
+        The statuses of the deployments that hit the device are its agent's; None leaves them.
+        """
         made: list[records.Identity] = []
+        changed: dict[str, Twin] = {}
+        before: dict[str, Json] = {}
         for module, values in wanted.items():
-            key = records.key_of(device_id, module)
-            twin = self._store.twins.get(key)
+            twin = self._store.twins.get(records.key_of(device_id, module))
             if twin is None:
                 made.append(registry.new_module(device_id, module))
                 blank = patching.empty(stamp)
-                twin = Twin(
+                changed[module] = twin = Twin(
                     device_id=device_id, module_id=module, desired=blank, reported=dict(blank)
                 )
-                writes.append((_desiring(twin, values, stamp) if values else twin, values))
-                continue
-            before = patching.values(twin.desired)
-            if before != values:
-                writes.append((_desiring(twin, values, stamp), patching.difference(before, values)))
-        if not writes:
+            old = patching.values(twin.desired)
+            if old != values:
+                document = self._document(twin.desired["$version"], values, stamp)
+                changed[module], before[module] = _desiring(twin, document), old
+        if statuses is not None:
+            agent = changed.get(AGENT) or self._store.twins[records.key_of(device_id, AGENT)]
+            if agent.configurations != statuses:
+                changed[AGENT] = dataclasses.replace(agent, configurations=statuses)
+        if not changed:
             return
         with self._store.transaction() as transaction:
-            for identity in made:
-                transaction.put(identity)
-            for twin, _ in writes:
-                transaction.put(twin)
-        for twin, patch in writes:
-            self._twins.tell(twin, patch)
+            for record in (*made, *changed.values()):
+                transaction.put(record)
+        for module, old in before.items():
+            twin = changed[module]
+            if self._presence.session(twin.key) is not None:
+                self._twins.tell(twin, patching.difference(old, patching.values(twin.desired)))
 
-    def _outcomes(self) -> Iterable[tuple[Json, dict[str, int]]]:
-        """Yield devices put together by what hits them: the statuses, and counts by outcome."""
-        groups: dict[int, tuple[Json, dict[str, int]]] = {}
-        for twin in self._store.twins.values():
-            entries = twin.configurations
-            if twin.module_id == AGENT and entries:
-                # Devices that are hit alike share one object, so its id tells them apart.
-                _, outcomes = groups.setdefault(id(entries), (entries, {}))
-                outcome = _outcome(twin)
-                outcomes[outcome] = outcomes.get(outcome, 0) + 1
-        return groups.values()
+    def _document(self, version: int, values: Json, stamp: str) -> Json:
+        """Return desired properties after this version; alike devices share one object.
+
+        Most devices of an evaluation get the same, so a document is made, kept in memory and
+        visited by the garbage collector once instead of once a device.
+        """
+        # The entry holds `values`, so its id stays its own.
+        place = (id(values), version)
+        found = self._documents.get(place)
+        if found is None:
+            made = patching.replaced({"$version": version}, values, stamp, versioned=True)
+            found = self._documents[place] = (values, made)
+        return found[1]
 
     def _measure(self) -> None:
         """Compute all metrics from what was evaluated."""
@@ -293,28 +287,39 @@ class Engine:
             for name, item in self._store.configurations.items()
             if not configurations.is_edge(item)
         }
-        for entries, outcomes in self._outcomes():
-            targeted = sum(outcomes.values())
-            for name, entry in entries.items():
+        groups: dict[_Outcome, dict[str, int]] = {}
+        for device_id, hit in self._hit.items():
+            agent = self._store.twins.get(records.key_of(device_id, AGENT))
+            if agent is not None:
+                reports = groups.setdefault(hit, {})
+                report = _report(agent)
+                reports[report] = reports.get(report, 0) + 1
+        for hit, reports in groups.items():
+            targeted = sum(reports.values())
+            for name, entry in hit.statuses.items():
                 if (count := counts.get(name)) is None:
                     continue
                 count["targetedCount"] += targeted
                 if entry["status"] == "Applied":
                     count["appliedCount"] += targeted
-                    for outcome, devices in outcomes.items():
-                        if outcome:
-                            count[outcome] += devices
+                    for report, devices in reports.items():
+                        if report:
+                            count[report] += devices
         for twin in self._store.twins.values() if others else ():
             for name in twin.configurations.keys() & others:
                 counts[name]["targetedCount"] += 1
                 applied = twin.configurations[name]["status"] == "Applied"
                 counts[name]["appliedCount"] += applied
+        texts = {
+            text
+            for item in self._store.configurations.values()
+            for text in item.metric_queries.values()
+        }
+        results = self._queries.counts(texts)
         changed = []
         for name, count in counts.items():
             item = self._store.configurations[name]
-            custom = {
-                metric: self._queries.count(text) for metric, text in item.metric_queries.items()
-            }
+            custom = {metric: results[text] for metric, text in item.metric_queries.items()}
             if (count, custom) != (item.system_results, item.metric_results):
                 changed.append(
                     dataclasses.replace(item, system_results=count, metric_results=custom)
@@ -337,7 +342,7 @@ def _decided(matching: list[Configuration]) -> _Outcome:
     statuses = {
         item.id: {"status": "Applied" if item.id in effective else "Targeted"} for item in matching
     }
-    return _Outcome(base=base, layers=layers, statuses=statuses)
+    return _Outcome(manifest=manifest(base, layers) if base else {}, statuses=statuses)
 
 
 def _holds(condition: str) -> Callable[[Json], bool]:
@@ -351,7 +356,7 @@ def _tells_agent(item: Configuration) -> bool:
     return bool(item.content["modulesContent"].get(AGENT))
 
 
-def _outcome(agent: Twin) -> str:
+def _report(agent: Twin) -> str:
     """Return the name of the metric that counts this agent, "" while it has not reported."""
     if agent.reported.get("lastDesiredVersion") != agent.desired["$version"]:
         return ""
@@ -362,12 +367,9 @@ def _outcome(agent: Twin) -> str:
     return "reportedSuccessfulCount" if code == 200 else "reportedFailedCount"
 
 
-def _desiring(twin: Twin, values: Json, stamp: str) -> Twin:
+def _desiring(twin: Twin, document: Json) -> Twin:
     return dataclasses.replace(
-        twin,
-        desired=patching.replaced(twin.desired, values, stamp, versioned=True),
-        writes=twin.writes + 1,
-        version=twin.version + 1,
+        twin, desired=document, writes=twin.writes + 1, version=twin.version + 1
     )
 
 

@@ -20,9 +20,8 @@ class _Records(Protocol):
         """Identities by key."""
         ...
 
-    @property
-    def waiting(self) -> dict[str, int]:
-        """Waiting messages by device."""
+    def waiting(self, device_id: str) -> int:
+        """Return how many messages wait for a device."""
         ...
 
 
@@ -90,7 +89,7 @@ def twin_json(store: _Records, twin: Twin, seen: Seen, *, row: bool = False) -> 
         "statusUpdateTime": identity.status_updated,
         "connectionState": "Connected" if seen.session else "Disconnected",
         "lastActivityTime": seen.activity,
-        "cloudToDeviceMessageCount": 0 if twin.module_id else store.waiting.get(twin.device_id, 0),
+        "cloudToDeviceMessageCount": 0 if twin.module_id else store.waiting(twin.device_id),
         "authenticationType": identity.auth,
         # The live service spells these two with a capital in twins, and small in identities.
         "x509Thumbprint": {

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from kvedge.emulator import catalogue, methods, query, times
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from kvedge.emulator.presence import Presence
     from kvedge.emulator.querying import Queries
     from kvedge.emulator.records import Json
@@ -74,16 +76,17 @@ class Jobs:
             "status": "scheduled" if start > now else "queued",
             payload: body[payload],
         }
-        self._save(name, {"shown": shown, "start": start, "devices": {}})
+        self._save(name, {"shown": shown, "start": start})
         return shown
 
     def find(self, name: str) -> Json:
         """Return a job as the service shows it."""
-        return self._record(name)["shown"]
+        return _counted(self._record(name), self._rows(name))
 
     def all(self, kind: str, status: str) -> list[Json]:
         """Return jobs of a type and status; empty texts take any."""
-        found = [record["shown"] for _, record in self._records()]
+        rows = self._rows_by_job()
+        found = [_counted(record, rows.get(name, {})) for name, record in self._records()]
         return [
             item
             for item in found
@@ -98,11 +101,11 @@ class Jobs:
             self._save(name, record)
             if (task := self._running.get(name)) is not None:
                 task.cancel()
-        return record["shown"]
+        return _counted(record, self._rows(name))
 
     def device_rows(self) -> list[Json]:
         """Return the rows of `devices.jobs`."""
-        return [row for _, record in self._records() for row in record["devices"].values()]
+        return [row for rows in self._rows_by_job().values() for row in rows.values()]
 
     async def run(self) -> None:
         """Carry jobs out until cancelled."""
@@ -128,13 +131,13 @@ class Jobs:
     async def _carry_out(self, name: str) -> None:
         try:
             record = self._record(name)
-            if not record["devices"]:
+            if record["shown"]["status"] != "running":
                 keys = self._selected(record["shown"]["queryCondition"])
                 shown = {**record["shown"], "status": "running"}
-                rows = {key: _row(shown, key) for key in keys}
-                record = {**record, "shown": shown, "devices": rows}
-                self._save(name, record)
-            left = [key for key, row in record["devices"].items() if row["status"] != "completed"]
+                record = {**record, "shown": shown}
+                self._save(name, record, {key: _row(shown, key) for key in keys})
+            rows = self._rows(name)
+            left = [key for key, row in rows.items() if row["status"] != "completed"]
             gate = asyncio.Semaphore(_AT_ONCE)
             try:
                 async with (
@@ -142,18 +145,19 @@ class Jobs:
                     asyncio.TaskGroup() as group,
                 ):
                     for key in left:
-                        group.create_task(self._one(name, key, gate), name=f"job {name} {key}")
+                        group.create_task(
+                            self._one(name, key, rows[key], gate), name=f"job {name} {key}"
+                        )
                 status = "completed"
             except TimeoutError:
                 status = "failed"
-            record = self._record(name)
-            if any(row["status"] == "failed" for row in record["devices"].values()):
+            if any(row["status"] == "failed" for row in self._rows(name).values()):
                 status = "failed"
-            self._save(name, _finished(record, status))
+            self._save(name, _finished(self._record(name), status))
         finally:
             self._running.pop(name, None)
 
-    async def _one(self, name: str, key: str, gate: asyncio.Semaphore) -> None:
+    async def _one(self, name: str, key: str, row: Json, gate: asyncio.Semaphore) -> None:
         shown = self._record(name)["shown"]
         async with gate:
             try:
@@ -163,10 +167,10 @@ class Jobs:
                     "status": "failed",
                     "error": {"code": error.code.name, "description": error.text},
                 }
-        record = self._record(name)
-        row = {**record["devices"][key], **change, "endTimeUtc": times.stamp()}
-        row["lastUpdatedDateTimeUtc"] = row["endTimeUtc"]
-        self._save(name, {**record, "devices": {**record["devices"], key: row}})
+        now = times.stamp()
+        done = {**row, **change, "endTimeUtc": now, "lastUpdatedDateTimeUtc": now}
+        with self._store.transaction() as transaction:
+            transaction.put_value(f"job/{name}/{key}", done)
 
     async def _act(self, shown: Json, key: str) -> Json:
         if shown["type"] == "scheduleUpdateTwin":
@@ -183,11 +187,25 @@ class Jobs:
         return self._queries.keys(_parsed(condition))
 
     def _records(self) -> list[tuple[str, Json]]:
-        return [
-            (key.partition("/")[2], value)
-            for key, value in self._store.values.items()
-            if key.startswith("job/")
-        ]
+        """Return each job's name and record; its rows have keys of their own, `job/name/…`."""
+        found = []
+        for key, value in self._store.values.items():
+            kind, _, name = key.partition("/")
+            if kind == "job" and "/" not in name:
+                found.append((name, value))
+        return found
+
+    def _rows(self, name: str) -> dict[str, Json]:
+        """Return a job's rows by the key of their device or module."""
+        return self._rows_by_job().get(name, {})
+
+    def _rows_by_job(self) -> dict[str, dict[str, Json]]:
+        found: dict[str, dict[str, Json]] = {}
+        for key, value in self._store.values.items():
+            parts = key.split("/", 2)
+            if len(parts) == 3 and parts[0] == "job":
+                found.setdefault(parts[1], {})[parts[2]] = value
+        return found
 
     def _record(self, name: str) -> Json:
         found = self._store.values.get(f"job/{name}")
@@ -195,20 +213,27 @@ class Jobs:
             raise catalogue.HubError("JobNotFound", f"Job {name} does not exist.")
         return found
 
-    def _save(self, name: str, record: Json) -> None:
-        rows = [row["status"] for row in record["devices"].values()]
-        if record["devices"]:
-            counts = {
-                "deviceCount": len(rows),
-                "failedCount": rows.count("failed"),
-                "succeededCount": rows.count("completed"),
-                "runningCount": rows.count("running"),
-                "pendingCount": rows.count("pending"),
-            }
-            record = {**record, "shown": {**record["shown"], "deviceJobStatistics": counts}}
+    def _save(self, name: str, record: Json, rows: Mapping[str, Json] | None = None) -> None:
         with self._store.transaction() as transaction:
             transaction.put_value(f"job/{name}", record)
+            for key, row in (rows or {}).items():
+                transaction.put_value(f"job/{name}/{key}", row)
         self._changed.set()
+
+
+def _counted(record: Json, rows: Mapping[str, Json]) -> Json:
+    """Return a job as the service shows it, with how far its devices are."""
+    if not rows:
+        return record["shown"]
+    states = [row["status"] for row in rows.values()]
+    counts = {
+        "deviceCount": len(states),
+        "failedCount": states.count("failed"),
+        "succeededCount": states.count("completed"),
+        "runningCount": states.count("running"),
+        "pendingCount": states.count("pending"),
+    }
+    return {**record["shown"], "deviceJobStatistics": counts}
 
 
 def _row(shown: Json, key: str) -> Json:

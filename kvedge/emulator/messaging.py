@@ -7,7 +7,7 @@ import base64
 from typing import TYPE_CHECKING
 
 from kvedge.emulator import catalogue, times
-from kvedge.emulator.records import Json, Message
+from kvedge.emulator.records import Json, Message, message_key
 
 if TYPE_CHECKING:
     from kvedge.emulator.presence import Presence
@@ -93,8 +93,7 @@ class Commands:
         """Keep a message for a device and send it if the device listens; returns its number."""
         if len(payload) > _COMMAND_BYTES:
             raise catalogue.HubError("MessageTooLarge", "A message takes at most 64 KB.")
-        self._expire()
-        if self._store.waiting.get(device_id, 0) >= _PENDING:
+        if len(self.waiting(device_id)) >= _PENDING:
             raise catalogue.HubError("DeviceMaximumQueueDepthExceeded")
         message = Message(
             sequence=int(self._store.values.get("message-sequence", 0)) + 1,
@@ -112,26 +111,22 @@ class Commands:
 
     def waiting(self, device_id: str) -> list[Message]:
         """Return a device's messages, oldest first."""
-        self._expire()
-        found = [item for item in self._store.messages.values() if item.device_id == device_id]
-        return sorted(found, key=lambda item: item.sequence)
+        moment = times.now()
+        with self._store.transaction() as transaction:
+            for message in self._store.messages_of(device_id):
+                if message.expires and message.expires <= moment:
+                    transaction.delete("message", message.key)
+        return self._store.messages_of(device_id)
 
     def complete(self, sequence: int) -> None:
         """Forget a message that its device has confirmed."""
         with self._store.transaction() as transaction:
-            transaction.delete("message", f"{sequence:016d}")
+            transaction.delete("message", message_key(sequence))
 
     def purge(self, device_id: str) -> int:
         """Forget all messages of a device and return how many there were."""
         found = self.waiting(device_id)
         with self._store.transaction() as transaction:
             for message in found:
-                transaction.delete("message", f"{message.sequence:016d}")
+                transaction.delete("message", message.key)
         return len(found)
-
-    def _expire(self) -> None:
-        moment = times.now()
-        with self._store.transaction() as transaction:
-            for key, message in self._store.messages.items():
-                if message.expires and message.expires <= moment:
-                    transaction.delete("message", key)

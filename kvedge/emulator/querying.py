@@ -6,7 +6,9 @@ import base64
 import binascii
 import bisect
 import dataclasses
+import itertools
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -14,7 +16,7 @@ import orjson
 from kvedge.emulator import catalogue, documents, query
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     from kvedge.emulator.presence import Presence
     from kvedge.emulator.records import Identity, Json, Twin
@@ -33,7 +35,14 @@ class _View:
     taken: float
     identities: dict[str, Identity]
     twins: dict[str, Twin]
-    waiting: dict[str, int]
+    device_keys: list[str]
+    module_keys: list[str]
+    counts: dict[str, int]
+    """Messages that wait for each device that has some."""
+
+    def waiting(self, device_id: str) -> int:
+        """Return how many messages waited for a device."""
+        return self.counts.get(device_id, 0)
 
 
 class Queries:
@@ -84,13 +93,21 @@ class Queries:
             last = key
         return page, kind, ""
 
-    def count(self, text: str) -> int:
-        """Return how many rows a query has, as custom metrics count them; without lag."""
-        evaluation = query.Evaluation(self._parsed(text))
-        rows = (row for _, row in self._keyed(evaluation.query.table, "", self._store))
-        if evaluation.query.aggregates:
-            return len(evaluation.grouped(rows))
-        return sum(evaluation.matches(row) for row in rows)
+    def counts(self, texts: Collection[str]) -> dict[str, int]:
+        """Return how many rows each query has, as custom metrics count them; without lag."""
+        evaluations = {text: query.Evaluation(self._parsed(text)) for text in texts}
+        counts = dict.fromkeys(texts, 0)
+        for table in {item.query.table for item in evaluations.values()}:
+            here = [
+                (text, item) for text, item in evaluations.items() if item.query.table == table
+            ]
+            for row in self._rows(table):
+                for text, item in here:
+                    counts[text] += item.matches(row)
+            for text, item in here:
+                if item.query.aggregates:
+                    counts[text] = len(item.grouped(self._rows(table)))
+        return counts
 
     def keys(self, wanted: query.Query) -> list[str]:
         """Return the keys of the twins that a query selects; without lag."""
@@ -116,15 +133,23 @@ class Queries:
                 taken=now,
                 identities=dict(self._store.identities),
                 twins=dict(self._store.twins),
-                waiting=dict(self._store.waiting),
+                device_keys=[*self._store.device_keys],
+                module_keys=[*self._store.module_keys],
+                counts=dict(Counter(item.device_id for item in self._store.messages.values())),
             )
         return self._snapshot
 
+    def _rows(self, table: str) -> Iterable[Json]:
+        """Return all rows of a table, without lag."""
+        if table == "devices.jobs":
+            return self.job_rows()
+        return (row for _, row in self._keyed(table, "", self._store))
+
     def _keyed(self, table: str, after: str, view: Store | _View) -> Iterator[tuple[str, Json]]:
         """Yield rows by ascending key, so that a page can begin where the last one ended."""
-        modules = table == "devices.modules"
-        keys = sorted(key for key in view.twins if ("/" in key) is modules)
-        for key in keys[bisect.bisect_right(keys, after) if after else 0 :]:
+        keys = view.module_keys if table == "devices.modules" else view.device_keys
+        start = bisect.bisect_right(keys, after) if after else 0
+        for key in itertools.islice(keys, start, None):
             twin = view.twins[key]
             yield key, documents.twin_json(view, twin, self._presence.of(key), row=True)
 

@@ -22,6 +22,7 @@ __all__ = [
     "Message",
     "Twin",
     "key_of",
+    "message_key",
     "twin_etag",
 ]
 
@@ -36,6 +37,11 @@ RUNTIME_MODULES = (AGENT, EDGE_HUB)
 def key_of(device_id: str, module_id: str = "") -> str:
     """Return the key of a device's or module's records."""
     return f"{device_id}/{module_id}" if module_id else device_id
+
+
+def message_key(sequence: int) -> str:
+    """Return the key of a message; keys sort as the numbers do."""
+    return f"{sequence:016d}"
 
 
 def twin_etag(count: int) -> str:
@@ -70,6 +76,14 @@ class Identity:
     def key(self) -> str:
         """Return the key of this identity and of its twin."""
         return key_of(self.device_id, self.module_id)
+
+    @property
+    def thumbprints(self) -> frozenset[str]:
+        """Return the thumbprints that open this identity, as upper-case hex."""
+        if self.auth != "selfSigned":
+            return frozenset()
+        prints = (self.primary_thumbprint, self.secondary_thumbprint)
+        return frozenset(item.replace(":", "").upper() for item in prints if item)
 
     @property
     def etag(self) -> str:
@@ -145,3 +159,8 @@ class Message:
     """System properties (`$.mid` …) and the sender's own, as texts."""
     expires: float = 0.0
     """Seconds since 1970; 0 means never."""
+
+    @property
+    def key(self) -> str:
+        """Return the key of this message."""
+        return message_key(self.sequence)

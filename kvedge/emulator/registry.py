@@ -257,9 +257,8 @@ class Registry:
                 transaction.delete("twin", item.key)
                 transaction.delete("value", f"subscriptions/{item.key}")
             if not identity.module_id:
-                for key, message in self._store.messages.items():
-                    if message.device_id == identity.device_id:
-                        transaction.delete("message", key)
+                for message in self._store.messages_of(identity.device_id):
+                    transaction.delete("message", message.key)
         for item in doomed:
             self._presence.forget(item.key)
         self._presence.announce(identity.device_id)
@@ -278,7 +277,7 @@ class Registry:
         seen = self._presence.of(identity.key)
         if identity.module_id:
             return documents.module_json(identity, seen)
-        return documents.device_json(identity, seen, self._store.waiting.get(identity.device_id, 0))
+        return documents.device_json(identity, seen, self._store.waiting(identity.device_id))
 
 
 def match_etag(if_match: str, etag: str) -> None:

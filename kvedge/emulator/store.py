@@ -9,6 +9,7 @@ lose the last ones: https://www.sqlite.org/pragma.html#pragma_synchronous).
 from __future__ import annotations
 
 import base64
+import bisect
 import contextlib
 import dataclasses
 import sqlite3
@@ -71,9 +72,13 @@ class Store:
         self.configurations: dict[str, records.Configuration] = {}
         self.messages: dict[str, records.Message] = {}
         self.values: dict[str, Any] = {}
-        self.waiting: dict[str, int] = {}
-        """Messages that wait for each device."""
+        self.device_keys: list[str] = []
+        """Keys of the devices' twins, ascending."""
+        self.module_keys: list[str] = []
+        """Keys of the modules' twins, ascending."""
         self._modules: dict[str, set[str]] = {}
+        self._waiting: dict[str, dict[str, records.Message]] = {}
+        self._thumbprints: dict[str, set[str]] = {}
         self._events_kept = events_kept
         self._by_kind: dict[str, dict[str, Any]] = {
             "identity": self.identities,
@@ -103,6 +108,19 @@ class Store:
         """Return a device's module identities, sorted by id."""
         names = sorted(self._modules.get(device_id, ()))
         return [self.identities[records.key_of(device_id, name)] for name in names]
+
+    def messages_of(self, device_id: str) -> list[records.Message]:
+        """Return the messages that wait for a device, oldest first."""
+        found = self._waiting.get(device_id, {})
+        return [found[key] for key in sorted(found)]
+
+    def waiting(self, device_id: str) -> int:
+        """Return how many messages wait for a device."""
+        return len(self._waiting.get(device_id, ()))
+
+    def knows_thumbprint(self, thumbprint: str) -> bool:
+        """Tell whether an identity has this thumbprint (upper-case hex)."""
+        return thumbprint in self._thumbprints
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[Transaction]:
@@ -177,30 +195,49 @@ class Store:
 
     def _remember(self, kind: str, key: str, value: Any) -> None:
         records_of_kind = self._by_kind[kind]
-        if kind == "message":
-            message = value or records_of_kind.get(key)
-            if message is not None and (value is None or key not in records_of_kind):
-                count = self.waiting.get(message.device_id, 0) + (1 if value else -1)
-                self.waiting[message.device_id] = count
+        old = records_of_kind.get(key)
         if value is None:
             records_of_kind.pop(key, None)
         else:
             records_of_kind[key] = value
-        if kind == "identity" and "/" in key:
-            device_id, _, module_id = key.partition("/")
+        match kind:
+            case "identity":
+                self._index_identity(key, old, value)
+            case "twin" if (old is None) is not (value is None):
+                keys = self.module_keys if "/" in key else self.device_keys
+                if value is None:
+                    del keys[bisect.bisect_left(keys, key)]
+                else:
+                    bisect.insort(keys, key)
+            case "message" if (message := value or old) is not None:
+                queue = self._waiting.setdefault(message.device_id, {})
+                if value is None:
+                    queue.pop(key, None)
+                else:
+                    queue[key] = value
+            case _:
+                pass
+
+    def _index_identity(
+        self, key: str, old: records.Identity | None, new: records.Identity | None
+    ) -> None:
+        for text in old.thumbprints if old else ():
+            self._thumbprints[text].discard(key)
+            if not self._thumbprints[text]:
+                del self._thumbprints[text]
+        for text in new.thumbprints if new else ():
+            self._thumbprints.setdefault(text, set()).add(key)
+        device_id, _, module_id = key.partition("/")
+        if module_id:
             names = self._modules.setdefault(device_id, set())
-            if value is None:
+            if new is None:
                 names.discard(module_id)
             else:
                 names.add(module_id)
 
 
 def _key(record: Any) -> str:
-    if isinstance(record, records.Configuration):
-        return record.id
-    if isinstance(record, records.Message):
-        return f"{record.sequence:016d}"
-    return record.key
+    return record.id if isinstance(record, records.Configuration) else record.key
 
 
 def _dump(value: Any) -> bytes:

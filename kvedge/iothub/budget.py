@@ -30,8 +30,10 @@ class Lane(enum.IntEnum):
 
     URGENT = 0
     """A user waits for it: logs, deletion."""
-    WRITE = 1
-    POLL = 2
+    STATUS = 1
+    """Reads that tell how things are; who polls bounds how often."""
+    BULK = 2
+    """Everything that is made or changed: a fleet of it may come at once."""
 
 
 class Budget:
@@ -49,6 +51,11 @@ class Budget:
         if self.units != UNLIMITED and (bucket := self._buckets.get(kind)) is not None:
             await bucket.take(lane)
         self.spent[kind] = self.spent.get(kind, 0) + 1
+
+    def refused(self, kind: str) -> None:
+        """Note that the hub throttles the kind: others use its quota too, so all wait here."""
+        if self.units != UNLIMITED and (bucket := self._buckets.get(kind)) is not None:
+            bucket.drain()
 
     def left(self, kind: str) -> float:
         """Return how many requests of the kind could be sent at once."""
@@ -75,6 +82,9 @@ class _Bucket:
             self._level = min(self._capacity, self._level + grown)
         self._at = now
         return self._level
+
+    def drain(self) -> None:
+        self._level = min(self.level(), 0.0)
 
     async def take(self, lane: Lane) -> None:
         if not self._waiting and self.level() >= 1:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from kvedge.redact import Secret
-    from kvedge.wire import Configuration, DeviceIdentity, ModuleIdentity, QueryRow, Twin
+    from kvedge.wire import Configuration, DeviceIdentity, QueryRow, Twin
 
 __all__ = ["Hub"]
 
@@ -119,7 +119,7 @@ class Hub:
             )
             return protocol.devices.create_or_update_identity(device_id, body)
 
-        return await self._call(f"create device {device_id!r}", "registry", send, lane=Lane.WRITE)
+        return await self._call(f"create device {device_id!r}", "registry", send, lane=Lane.BULK)
 
     async def ensure_device(
         self, device_id: str, *, owner: Mapping[str, str], tags: Mapping[str, Any] | None = None
@@ -177,7 +177,7 @@ class Hub:
             return protocol.devices.create_or_update_identity(device_id, body, etag)
 
         return await self._call(f"renew key of device {device_id!r}", "registry", send,
-                                lane=Lane.WRITE)  # fmt: skip
+                                lane=Lane.BULK)  # fmt: skip
 
     async def _refuse_foreign(self, device: DeviceIdentity, owner: Mapping[str, str]) -> None:
         device_id = device["deviceId"]
@@ -203,44 +203,7 @@ class Hub:
         """
         await self._call(
             f"delete device {device_id!r}", "registry",
-            lambda p: p.devices.delete_identity(device_id, _quoted(etag)), lane=Lane.WRITE,
-        )  # fmt: skip
-
-    async def modules(self, device_id: str) -> list[ModuleIdentity]:
-        """Return the module identities of a device."""
-        return await self._call(
-            f"read modules of device {device_id!r}", "registry",
-            lambda p: p.modules.get_modules_on_device(device_id),
-        )  # fmt: skip
-
-    async def get_module(self, device_id: str, module_id: str) -> ModuleIdentity:
-        """Return a module's identity, keys included."""
-        return await self._call(
-            f"read module '{device_id}/{module_id}'", "registry",
-            lambda p: p.modules.get_identity(device_id, module_id),
-        )  # fmt: skip
-
-    async def create_module(self, device_id: str, module_id: str) -> ModuleIdentity:
-        """Create a module identity whose keys the hub makes."""
-
-        def send(protocol: Any) -> Any:
-            kinds = _models()
-            body = kinds.Module(
-                device_id=device_id,
-                module_id=module_id,
-                authentication=kinds.AuthenticationMechanism(type="sas"),
-            )
-            return protocol.modules.create_or_update_identity(device_id, module_id, body)
-
-        what = f"create module '{device_id}/{module_id}'"
-        return await self._call(what, "registry", send, lane=Lane.WRITE)
-
-    async def delete_module(self, device_id: str, module_id: str, *, etag: str = "*") -> None:
-        """Remove a module identity with its twin."""
-        await self._call(
-            f"delete module '{device_id}/{module_id}'", "registry",
-            lambda p: p.modules.delete_identity(device_id, module_id, _quoted(etag)),
-            lane=Lane.WRITE,
+            lambda p: p.devices.delete_identity(device_id, _quoted(etag)), lane=Lane.URGENT,
         )  # fmt: skip
 
     # Twins
@@ -282,16 +245,16 @@ class Hub:
             return protocol.devices.update_twin(device_id, body, _quoted(etag))
 
         what = f"update twin {_named(device_id, module_id)}"
-        return await self._call(what, "twins", send, lane=Lane.WRITE)
+        return await self._call(what, "twins", send, lane=Lane.BULK)
 
     # Queries
 
-    async def query(self, text: str, *, lane: Lane = Lane.POLL) -> list[QueryRow]:
+    async def query(self, text: str, *, lane: Lane = Lane.STATUS) -> list[QueryRow]:
         """Return all rows of a query."""
         return [row async for page in self.query_pages(text, lane=lane) for row in page]
 
     async def query_pages(
-        self, text: str, *, lane: Lane = Lane.POLL, retry: bool = True
+        self, text: str, *, lane: Lane = Lane.STATUS, retry: bool = True
     ) -> AsyncIterator[list[QueryRow]]:
         """Yield a query's rows page by page; each page is one request.
 
@@ -320,7 +283,7 @@ class Hub:
     # Deployments
 
     async def configurations(
-        self, *, lane: Lane = Lane.POLL, retry: bool = True
+        self, *, lane: Lane = Lane.STATUS, retry: bool = True
     ) -> list[Configuration]:
         """Return all deployments and configurations of the hub."""
         return await self._call(
@@ -373,16 +336,6 @@ class Hub:
             lambda p: p.configuration.delete(configuration_id, _quoted(etag)), lane=Lane.URGENT,
         )  # fmt: skip
 
-    async def check_target_condition(self, condition: str) -> str:
-        """Return the hub's complaint about a target condition; empty if it is fine."""
-
-        def send(protocol: Any) -> Any:
-            body = _models().ConfigurationQueriesTestInput(target_condition=condition)
-            return protocol.configuration.test_queries(body)
-
-        answer = await self._call("check a target condition", "configurations", send)
-        return (answer or {}).get("targetConditionError") or ""
-
     async def _put(self, what: str, wanted: Configuration, etag: str | None) -> Configuration:
         def send(protocol: Any) -> Any:
             kinds = _models()
@@ -402,7 +355,7 @@ class Hub:
                 wanted["id"], body, if_match=_quoted(etag) if etag else None
             )
 
-        return await self._call(what, "configurations", send, lane=Lane.WRITE)
+        return await self._call(what, "configurations", send, lane=Lane.BULK)
 
     # Direct methods
 
@@ -445,7 +398,7 @@ class Hub:
         kind: str,
         send: Callable[[Any], Any],
         *,
-        lane: Lane = Lane.POLL,
+        lane: Lane = Lane.STATUS,
         retry: bool = True,
     ) -> Any:
         for attempt in range(self._backoff.tries):
@@ -454,6 +407,8 @@ class Hub:
                 return await self._once(what, send)
             except errors.RemoteError as error:
                 last = attempt + 1 >= self._backoff.tries
+                if isinstance(error, errors.Throttled):
+                    self.budget.refused(kind)
                 if last or not retry or not failing.retryable(error):
                     raise
                 asked = error.retry_after if isinstance(error, errors.Throttled) else None

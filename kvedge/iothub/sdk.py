@@ -115,23 +115,19 @@ def _credential() -> Any:
 def _load() -> types.ModuleType:
     # Two threads that connect at once would see each other's stand-ins as the real modules.
     with _LOADING:
-        return _load_alone()
-
-
-def _load_alone() -> types.ModuleType:
-    stand_ins = {name: module for name, module in _stand_ins() if name not in sys.modules}
-    sys.modules.update(stand_ins)
-    try:
-        import azure.iot.hub as package
-    except ImportError as cause:
-        raise errors.ToolMissing(
-            "azure-iot-hub", f"the hub's client cannot be loaded: {cause}",
-            hint="pip install azure-iot-hub==2.7.0 six",
-        ) from cause  # fmt: skip
-    finally:
-        for name in stand_ins:
-            del sys.modules[name]
-    return package
+        stand_ins = {name: module for name, module in _stand_ins() if name not in sys.modules}
+        sys.modules.update(stand_ins)
+        try:
+            import azure.iot.hub as package
+        except ImportError as cause:
+            raise errors.ToolMissing(
+                "azure-iot-hub", f"the hub's client cannot be loaded: {cause}",
+                hint="pip install azure-iot-hub==2.7.0 six",
+            ) from cause  # fmt: skip
+        finally:
+            for name in stand_ins:
+                del sys.modules[name]
+        return package
 
 
 def _stand_ins() -> Iterator[tuple[str, types.ModuleType]]:

@@ -12,20 +12,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import http.client
+import json
 import ssl
 import threading
-from typing import TYPE_CHECKING, Any, TypeVar
+import time
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import pytest
 
 from kvedge import names
-from kvedge.emulator import Hub, Settings, certificates, running
+from kvedge.emulator import Hub, Settings, certificates, running, tokens
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterator
+    from collections.abc import Coroutine, Iterator, Mapping
+    from email.message import Message
     from pathlib import Path
 
-__all__ = ["RunningHub", "hub", "hub_certificates", "running_hub"]
+__all__ = ["Ports", "RunningHub", "connect_proxy", "hub", "hub_certificates", "running_hub"]
 
 _T = TypeVar("_T")
 
@@ -66,6 +70,55 @@ class RunningHub:
     def policy(self, name: str) -> str:
         """Return the connection string of a policy such as `service` or `registryRead`."""
         return self.emulator.connection_string(name)
+
+    def token(
+        self, policy: str = "iothubowner", *, resource: str = "", key: str = "", seconds: int = 600
+    ) -> str:
+        """Return a shared access signature of a policy, for all of the hub unless told."""
+        fields = dict(part.split("=", 1) for part in self.policy(policy).split(";"))
+        return tokens.issue(
+            resource or fields["HostName"],
+            key or fields["SharedAccessKey"],
+            expiry=int(time.time()) + seconds,
+            policy=policy,
+        )
+
+    def ask(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        token: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        context: ssl.SSLContext | None = None,
+    ) -> tuple[int, Message, Any]:
+        """Send one raw HTTPS request; returns status, headers and the body's JSON.
+
+        Args:
+            path: with `?api-version=2021-04-12` unless it has a query of its own.
+            token: the Authorization header; "" sends none, None one with all rights.
+            context: TLS with a client's certificate; the plain one trusts the hub's CA.
+        """
+        shown = self.token() if token is None else token
+        connection = http.client.HTTPSConnection(
+            "localhost",
+            self.emulator.https_port,
+            context=context or ssl.create_default_context(cafile=self.ca),
+            timeout=20,
+        )
+        try:
+            connection.request(
+                method,
+                path if "?" in path else f"{path}?api-version=2021-04-12",
+                None if body is None else json.dumps(body),
+                {**({"Authorization": shown} if shown else {}), **(headers or {})},
+            )
+            response = connection.getresponse()
+            raw = response.read()
+            return response.status, response.headers, json.loads(raw) if raw else None
+        finally:
+            connection.close()
 
     def run(self, coroutine: Coroutine[Any, Any, _T], *, seconds: float = 30) -> _T:
         """Run a coroutine in the hub's thread and return its result."""
@@ -126,7 +179,7 @@ def running_hub(
             evaluation_seconds=evaluation_seconds,
             **settings,
         )
-        async with Hub(chosen) as emulator, await _proxy(emulator) as proxy:
+        async with Hub(chosen) as emulator, await connect_proxy(emulator) as proxy:
             proxy_port = proxy.sockets[0].getsockname()[1]
             loop = asyncio.get_running_loop()
             outcome.append(
@@ -173,7 +226,23 @@ def hub(hub_certificates: tuple[Path, Path, Path]) -> Iterator[RunningHub]:
         yield running
 
 
-async def _proxy(emulator: Hub) -> asyncio.Server:
+class Ports(Protocol):
+    """A running hub, in this process or another one."""
+
+    @property
+    def https_port(self) -> int:
+        """Where the service side listens."""
+        ...
+
+    @property
+    def mqtt_port(self) -> int:
+        """Where the device side listens."""
+        ...
+
+
+async def connect_proxy(emulator: Ports) -> asyncio.Server:
+    """Start the CONNECT proxy that leads the vendor's device client to a hub's ports."""
+
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         other: asyncio.StreamWriter | None = None
         try:

@@ -365,10 +365,6 @@ class _Parser:
             if not self._take_sign(","):
                 return tuple(columns)
 
-    def _at_plain_name(self) -> bool:
-        token = self._peek()
-        return token.kind == "name" and str(token.value).upper() not in _KEYWORDS
-
     def _group(self) -> tuple[Path, ...]:
         paths = [self._path(self._next())]
         while self._take_sign(","):

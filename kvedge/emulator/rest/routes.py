@@ -119,9 +119,33 @@ ROUTES = (
     _route("send_command", "POST /kvedge/v1/devices/{device}/messages", _SERVICE, "Emulator"),
 )
 
+_FEEDBACK = "/messages/serviceBound/feedback"
+_UPLOADS = "/messages/serviceBound/filenotifications"
+_BOUND = f"{_DEVICE}/messages/deviceBound"
+
 REFUSED = {
-    "/jobs/create": "import and export jobs (they need blob storage)",
-    "/jobs": "import and export jobs (they need blob storage)",
-    "/messages/serviceBound": "feedback of cloud-to-device messages",
-}
-"""Operations of the service that are answered 501, by the beginning of their path."""
+    "import and export jobs (they need blob storage)": (
+        "POST /jobs/create", "GET /jobs", "GET /jobs/{name}", "DELETE /jobs/{name}",
+    ),
+    "feedback of cloud-to-device messages": (
+        f"GET {_FEEDBACK}", f"DELETE {_FEEDBACK}/{{lock}}", f"POST {_FEEDBACK}/{{lock}}/abandon",
+    ),
+    "file uploads (they need blob storage)": (
+        f"POST {_DEVICE}/files", f"POST {_DEVICE}/files/notifications",
+        f"GET {_UPLOADS}", f"DELETE {_UPLOADS}/{{lock}}", f"POST {_UPLOADS}/{{lock}}/abandon",
+    ),
+    "messages over HTTPS (devices speak MQTT)": (
+        f"POST {_DEVICE}/messages/events", f"POST {_MODULE}/messages/events",
+        f"GET {_BOUND}", f"DELETE {_BOUND}/{{lock}}", f"POST {_BOUND}/{{lock}}/abandon",
+    ),
+    "bulk, queries and key read-out of enrollments": (
+        "POST /enrollments", "POST /enrollments/query",
+        "POST /enrollments/{name}/attestationmechanism", "POST /enrollmentGroups/query",
+        "POST /enrollmentGroups/{name}/attestationmechanism",
+    ),
+    "records of registrations": (
+        "GET /registrations/{name}", "DELETE /registrations/{name}",
+        "POST /registrations/{name}/query",
+    ),
+}  # fmt: skip
+"""What of the service is answered 501, and by that name: method and path of each operation."""

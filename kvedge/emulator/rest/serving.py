@@ -67,6 +67,9 @@ class HttpsServer:
         app = web.Application(client_max_size=_BODY_BYTES, middlewares=[self._around])
         for route in routes.ROUTES:
             app.router.add_route(route.method, route.path, self._serving(route))
+        for what, lines in routes.REFUSED.items():
+            for line in lines:
+                app.router.add_route(*line.split(), _refusing(what))
         app.router.add_get("/$iothub/websocket", self._websocket)
         app.router.add_route("*", "/{rest:.*}", self._unknown)
         app.on_response_prepare.append(_mark)
@@ -165,9 +168,6 @@ class HttpsServer:
         return socket
 
     async def _unknown(self, request: web.Request) -> web.Response:
-        for start, what in routes.REFUSED.items():
-            if request.path == start or request.path.startswith(f"{start}/"):
-                raise catalogue.HubError("NotImplemented", f"The emulator has no {what}.")
         self._caller(request)
         raise catalogue.HubError("NotFound")
 
@@ -188,6 +188,14 @@ class HttpsServer:
         except Exception:  # noqa: BLE001 - logged in full, answered in short
             _LOG.exception("%s %s failed", request.method, request.path)
             return _failed(catalogue.HubError("ServerError"))
+
+
+def _refusing(what: str) -> Callable[[web.Request], Awaitable[web.Response]]:
+    async def refuse(request: web.Request) -> web.Response:
+        del request
+        raise catalogue.HubError("NotImplemented", f"The emulator has no {what}.")
+
+    return refuse
 
 
 def _failed(error: catalogue.HubError) -> web.Response:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import secrets
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,7 +17,71 @@ from kvedge.testing.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
+
+
+ONLY_EMULATED = {
+    "turn": "a real hub has no knobs",
+    "call": "authorities and enrollments are made in Azure's management, not in a hub",
+}
+"""Fixtures that a real hub cannot serve, and why."""
+_REAL_SECONDS = 1800
+"""Time limit of a test on a real hub, which evaluates deployments every five minutes."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With --hub, leave out the tests that only the emulator can serve, and give time."""
+    if not config.getoption("--hub"):
+        return
+    here = [item for item in items if item.path.parent == Path(__file__).parent]
+    left_out = [item for item in here if _reason(item)]
+    for item in here:
+        item.add_marker(pytest.mark.timeout(_REAL_SECONDS), append=False)
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+    config.stash[_LEFT_OUT] = [(item.nodeid, _reason(item)) for item in left_out]
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Tell which tests did not run on the real hub, and why."""
+    if left_out := config.stash.get(_LEFT_OUT, []):
+        terminalreporter.section("not run on the real hub")
+        for name, reason in left_out:
+            terminalreporter.line(f"{name}: {reason}")
+
+
+_LEFT_OUT = pytest.StashKey[list[tuple[str, str]]]()
+
+
+def _reason(item: pytest.Item) -> str:
+    names = getattr(item, "fixturenames", ())
+    return next((why for name, why in ONLY_EMULATED.items() if name in names), "")
+
+
+class Patient:
+    """A vendor's client that waits where a real hub throttles; by itself it gives up at once."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._client, name)
+        return functools.partial(self._call, found) if callable(found) else found
+
+    @staticmethod
+    def _call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        outcome: list[Any] = []
+
+        def answered() -> bool:
+            try:
+                outcome.append(function(*args, **kwargs))
+            except HttpOperationError as error:
+                if error.response.status_code != 429:
+                    raise
+            return bool(outcome)
+
+        until(answered, seconds=600, pause=10)
+        return outcome[0]
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -31,15 +97,15 @@ class RealHub:
     def registry_manager(self) -> Any:
         from azure.iot.hub import IoTHubRegistryManager
 
-        return IoTHubRegistryManager.from_connection_string(self.connection_string)
+        return Patient(IoTHubRegistryManager.from_connection_string(self.connection_string))
 
     def configuration_manager(self) -> Any:
         from azure.iot.hub import IoTHubConfigurationManager
 
-        return IoTHubConfigurationManager.from_connection_string(self.connection_string)
+        return Patient(IoTHubConfigurationManager.from_connection_string(self.connection_string))
 
     def trusting(self, manager: Any) -> Any:
-        return manager
+        return Patient(manager)
 
     def device_connection_string(self, device_id: str, key: str, module_id: str = "") -> str:
         module = f"ModuleId={module_id};" if module_id else ""
@@ -60,6 +126,17 @@ def hub(
         return
     with running_hub(None, hub_certificates) as running:
         yield running
+
+
+@pytest.fixture
+def call(hub: Any) -> Callable[..., tuple[int, Any]]:
+    """Send a raw request, with all rights unless a token is given."""
+
+    def send(method: str, path: str, body: Any = None, token: str | None = None) -> Any:
+        status, _, answer = hub.ask(method, path, body, token=token)
+        return status, answer
+
+    return send
 
 
 @pytest.fixture

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import datetime
-import http.client
-import json
 import ssl
-import time
 from pathlib import Path
 
 import pytest
@@ -14,8 +11,6 @@ from azure.iot.device import X509, IoTHubDeviceClient, ProvisioningDeviceClient,
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-
-from kvedge.emulator import tokens
 
 pytestmark = pytest.mark.filterwarnings("ignore:ssl.PROTOCOL_TLSv1_2:DeprecationWarning")
 
@@ -76,34 +71,6 @@ def device_client(hub, tmp_path):
     yield make
     for client in made:
         client.shutdown()
-
-
-@pytest.fixture
-def call(hub, real_hub):
-    """Send a request with all rights to what a hub's data plane does not have."""
-    if real_hub:
-        pytest.skip("authorities and enrollments are made in Azure's management")
-    fields = dict(part.split("=", 1) for part in hub.connection_string.split(";"))
-
-    def send(method, path, body=None):
-        connection = http.client.HTTPSConnection(
-            "localhost", hub.emulator.https_port,
-            context=ssl.create_default_context(cafile=hub.ca), timeout=10,
-        )  # fmt: skip
-        token = tokens.issue(
-            fields["HostName"], fields["SharedAccessKey"], expiry=int(time.time()) + 60,
-            policy=fields["SharedAccessKeyName"],
-        )  # fmt: skip
-        connection.request(
-            method, f"{path}?api-version=2021-10-01", json.dumps(body) if body is not None else None,
-            {"Authorization": token},
-        )  # fmt: skip
-        response = connection.getresponse()
-        raw = response.read()
-        connection.close()
-        return response.status, json.loads(raw) if raw else None
-
-    return send
 
 
 @pytest.mark.parametrize("websockets", [False, True])
@@ -252,16 +219,8 @@ def ask(hub, call, tmp_path):
         context.minimum_version = context.maximum_version = version
         shown = signed.shown(tmp_path)
         context.load_cert_chain(shown.certificate_file, shown.key_file)
-        connection = http.client.HTTPSConnection(
-            "localhost", hub.emulator.https_port, context=context, timeout=10
-        )
-        connection.request(
-            method, f"{path}?api-version=2021-10-01", json.dumps(body) if body is not None else None
-        )
-        response = connection.getresponse()
-        raw = response.read()
-        connection.close()
-        return response.status, json.loads(raw) if raw else None
+        status, _, answer = hub.ask(method, path, body, token="", context=context)
+        return status, answer
 
     return send
 

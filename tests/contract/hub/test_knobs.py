@@ -12,10 +12,8 @@ from kvedge.emulator import Knobs
 
 
 @pytest.fixture
-def turn(hub, real_hub):
+def turn(hub):
     """Turn knobs; they are all off afterwards."""
-    if real_hub:
-        pytest.skip("a real hub has no knobs")
 
     async def set_knobs(knobs):
         hub.emulator.turn(knobs)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
-import json
-import ssl
 import time
 
 import pytest
@@ -14,34 +11,6 @@ from kvedge.emulator import tokens
 from kvedge.emulator.provisioning import derived_key
 
 pytestmark = pytest.mark.filterwarnings("ignore:ssl.PROTOCOL_TLSv1_2:DeprecationWarning")
-
-
-@pytest.fixture
-def call(hub, real_hub):
-    """Send a request to the provisioning service with all rights."""
-    if real_hub:
-        pytest.skip("a hub has no provisioning service of its own")
-    fields = dict(part.split("=", 1) for part in hub.connection_string.split(";"))
-
-    def send(method, path, body=None, token=""):
-        connection = http.client.HTTPSConnection(
-            "localhost", hub.emulator.https_port,
-            context=ssl.create_default_context(cafile=hub.ca), timeout=10,
-        )  # fmt: skip
-        token = token or tokens.issue(
-            fields["HostName"], fields["SharedAccessKey"], expiry=int(time.time()) + 60,
-            policy=fields["SharedAccessKeyName"],
-        )  # fmt: skip
-        connection.request(
-            method, f"{path}?api-version=2021-10-01", json.dumps(body) if body is not None else None,
-            {"Authorization": token},
-        )  # fmt: skip
-        response = connection.getresponse()
-        raw = response.read()
-        connection.close()
-        return response.status, json.loads(raw) if raw else None
-
-    return send
 
 
 def provision(hub, scope, registration_id, key):

@@ -86,15 +86,10 @@ def rest_of_alert(tls):
 
 def test_a_slow_body_is_answered(hasty):
     """A body that does not come is 408, and the connection ends."""
-    fields = dict(part.split("=", 1) for part in hasty.connection_string.split(";"))
-    token = tokens.issue(
-        fields["HostName"], fields["SharedAccessKey"], expiry=int(time.time()) + 60,
-        policy="iothubowner",
-    )  # fmt: skip
     connection = dialled(hasty, hasty.emulator.https_port)
     head = (
         "PUT /devices/slow?api-version=2021-04-12 HTTP/1.1\r\nHost: hub\r\n"
-        f"Authorization: {token}\r\nContent-Length: 100\r\n\r\n{{"
+        f"Authorization: {hasty.token()}\r\nContent-Length: 100\r\n\r\n{{"
     )
     connection.sendall(head.encode())
     answer = rest(connection)
@@ -104,13 +99,9 @@ def test_a_slow_body_is_answered(hasty):
 
 def test_a_body_without_end_is_refused(hub):
     """A chunked body larger than any request is 413, however it is announced."""
-    fields = dict(part.split("=", 1) for part in hub.connection_string.split(";"))
-    token = tokens.issue(
-        fields["HostName"], fields["SharedAccessKey"], expiry=int(time.time()) + 60,
-        policy="iothubowner",
-    )  # fmt: skip
     head = (
-        f"PUT /devices/d?api-version=2021-04-12 HTTP/1.1\r\nHost: hub\r\nAuthorization: {token}\r\n"
+        "PUT /devices/d?api-version=2021-04-12 HTTP/1.1\r\nHost: hub\r\n"
+        f"Authorization: {hub.token()}\r\n"
     )
     for announced in ("Transfer-Encoding: chunked", "Content-Length: 999999999999"):
         connection = dialled(hub, hub.emulator.https_port)

@@ -213,7 +213,7 @@ async def test_budget_serves_urgent_requests_first():
 
     budget = iothub.Budget(units=1)
     for _ in range(20):
-        await budget.spend("query", iothub.Lane.POLL)
+        await budget.spend("query", iothub.Lane.STATUS)
     order = []
 
     async def ask(lane):
@@ -221,10 +221,10 @@ async def test_budget_serves_urgent_requests_first():
         order.append((lane, asyncio.get_running_loop().time()))
 
     async with asyncio.TaskGroup() as group:
-        group.create_task(ask(iothub.Lane.POLL))
+        group.create_task(ask(iothub.Lane.STATUS))
         await asyncio.sleep(0)
         group.create_task(ask(iothub.Lane.URGENT))
-    assert [lane for lane, _ in order] == [iothub.Lane.URGENT, iothub.Lane.POLL]
+    assert [lane for lane, _ in order] == [iothub.Lane.URGENT, iothub.Lane.STATUS]
     assert 2.9 < order[0][1] < 3.2
     assert 5.9 < order[1][1] < 6.3
 
@@ -277,7 +277,7 @@ async def test_twins_have_a_budget_by_the_second():
     budget = iothub.Budget(units=10)
     begun = asyncio.get_running_loop().time()
     for _ in range(60):
-        await budget.spend("twins", iothub.Lane.WRITE)
+        await budget.spend("twins", iothub.Lane.BULK)
     assert 0.19 < asyncio.get_running_loop().time() - begun < 0.3
 
 
