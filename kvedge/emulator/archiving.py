@@ -5,10 +5,10 @@ It holds the policies' and the devices' keys, so whoever writes it to a file gua
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from kvedge.emulator import catalogue, records
+from kvedge.emulator.store import fields_of, record_of
 
 if TYPE_CHECKING:
     from kvedge.emulator.presence import Presence
@@ -22,22 +22,23 @@ _KINDS: dict[str, type[Any]] = {
     "identities": records.Identity,
     "twins": records.Twin,
     "configurations": records.Configuration,
+    "messages": records.Message,
 }
-_STORED = (
-    ("identity", "identities"),
-    ("twin", "twins"),
-    ("configuration", "configurations"),
-    ("message", "messages"),
-)
+_STORED = {
+    "identity": "identities",
+    "twin": "twins",
+    "configuration": "configurations",
+    "message": "messages",
+}
 _VALUES = ("authority/", "enrollment/", "job/")
 """Beginnings of the small values that belong to the state; keys of policies stay the hub's own."""
 
 
 def exported(store: Store) -> Json:
-    """Return identities, twins, configurations, enrollments and jobs."""
+    """Return all that a hub remembers but its policies' keys and the telemetry it received."""
     state: Json = {"format": _FORMAT}
     for kind in _KINDS:
-        state[kind] = [dataclasses.asdict(item) for item in getattr(store, kind).values()]
+        state[kind] = [fields_of(item) for item in getattr(store, kind).values()]
     state["values"] = {key: value for key, value in store.values.items() if key.startswith(_VALUES)}
     return state
 
@@ -52,9 +53,9 @@ def imported(store: Store, presence: Presence, state: Any) -> Json:
     read: dict[str, list[Any]] = {}
     try:
         for kind, record in _KINDS.items():
-            read[kind] = [record(**_fields(record, item)) for item in state.get(kind, [])]
+            read[kind] = [record_of(record, item) for item in state.get(kind, [])]
         values = {str(key): value for key, value in state.get("values", {}).items()}
-    except (TypeError, AttributeError) as error:
+    except (TypeError, AttributeError, LookupError, ValueError) as error:
         raise catalogue.HubError("ArgumentInvalid", f"The state is not whole: {error}") from error
     keys = {item.key for item in read["identities"]}
     devices = {item.device_id for item in read["identities"] if not item.module_id}
@@ -62,13 +63,14 @@ def imported(store: Store, presence: Presence, state: Any) -> Json:
     edges = {item.device_id for item in read["identities"] if item.edge}
     agents = {records.key_of(name, module) for name in edges for module in records.RUNTIME_MODULES}
     owners = {item.device_id for item in read["identities"]}
+    owners |= {item.device_id for item in read["messages"]}
     if keys != twins or not owners <= devices or not agents <= keys:
         raise catalogue.HubError("ArgumentInvalid", "Identities and twins do not fit together.")
     if not all(key.startswith(_VALUES) for key in values):
         raise catalogue.HubError("ArgumentInvalid", "The state holds values of another hub.")
     gone = [*store.identities]
     with store.transaction() as transaction:
-        for kind, name in _STORED:
+        for kind, name in _STORED.items():
             for key in getattr(store, name):
                 transaction.delete(kind, key)
         for key in store.values:
@@ -79,14 +81,9 @@ def imported(store: Store, presence: Presence, state: Any) -> Json:
                 transaction.put(item)
         for key, value in values.items():
             transaction.put_value(key, value)
+        newest = max((item.sequence for item in read["messages"]), default=0)
+        known = int(store.values.get("message-sequence", 0))
+        transaction.put_value("message-sequence", max(known, newest))
     for key in gone:
         presence.forget(key)
     return {kind: len(items) for kind, items in read.items()}
-
-
-def _fields(record: type[Any], item: Json) -> Json:
-    known = {field.name for field in dataclasses.fields(record)}
-    fields = {name: value for name, value in item.items() if name in known}
-    if record is records.Identity:
-        fields["parent_scopes"] = tuple(fields.get("parent_scopes") or ())
-    return fields

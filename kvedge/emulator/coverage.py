@@ -66,6 +66,7 @@ _CERTIFICATES = "contract/hub/test_certificates.py"
 _CONFIGURATIONS = "contract/hub/test_device_configurations.py"
 _FAULTS = "integration/emulator/test_faults.py"
 _DURABILITY = "integration/emulator/test_durability.py"
+_TPM = "integration/emulator/test_tpm.py"
 _STATE = "integration/emulator/test_state.py"
 
 ROWS: tuple[Row, ...] = (
@@ -176,14 +177,13 @@ ROWS: tuple[Row, ...] = (
          "register registration_status", _PROVISIONING),
         ("Provisioning with X.509, by MQTT and HTTPS", "done",
          "individual by the device's certificate, groups by their CA", "", _CERTIFICATES),
+        ("Provisioning with a TPM, by HTTPS", "done",
+         "individual; the key is sealed to the TPM, which signs with it; RSA keys", "", _TPM),
         ("Enrollments and groups", "differs",
          "under the hub's own name and keys; no allocation policies, no queries",
          "put_enrollment get_enrollment delete_enrollment put_group get_group delete_group",
          _PROVISIONING),
     ),
-    Row(area="Jobs and provisioning", what="TPM attestation", state=State.REFUSED,
-        note="an enrollment with it is answered 501: the nonce is sealed to a TPM, and none of the "
-        "vendor's Python clients opens it", tests=(_PROVISIONING,)),
     *(
         Row(area="Refused", what=what[:1].upper() + what[1:], state=State.REFUSED, refused=what,
             tests=(_STATE,))
@@ -195,7 +195,7 @@ ROWS: tuple[Row, ...] = (
          "flags of `kvedge hub emulate` and `kvedge hub knobs`; all off at first",
          "get_knobs put_knobs", _KNOBS),
         ("The provisioning scope", "own", "`GET /kvedge/v1/hub`", "describe", _PROVISIONING),
-        ("Whole state as JSON", "own", "`GET` and `PUT /kvedge/v1/state`",
+        ("Whole state as JSON", "own", "all but the policies' keys and received telemetry",
          "export_state import_state", _STATE),
         ("`x-kvedge-emulator: 1` on every answer", "own",
          "so that the stand-in edge runtime refuses a real hub", "", _ACCESS),

@@ -1,11 +1,11 @@
-"""Device provisioning (DPS) with symmetric keys and X.509: enrollments and registrations.
+"""Device provisioning (DPS): enrollments and registrations.
 
 An individual enrollment belongs to one registration id; a group's devices derive their key as
 HMAC-SHA256(group key, registration id). With X.509, an individual enrollment knows the device's own
 certificate and a group the authority above it; the leaf's common name is the registration id.
 The device gets an identity in this hub.
 Two fronts lead here: MQTT topics `$dps/…` and HTTPS `/{idScope}/registrations/…`.
-TPM attestation is refused: it needs a TPM that activates what the service has sealed to it.
+With a TPM, a device first gets a key that only its TPM can use, and signs with it from then on.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import re
 import secrets
 from typing import TYPE_CHECKING, Any
 
-from kvedge.emulator import catalogue, clientcerts, times, tokens
+from kvedge.emulator import catalogue, clientcerts, sealing, times, tokens
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -43,6 +43,19 @@ class _Operation:
     answer: dict[str, Any]
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Challenge:
+    """A key that was sealed to the TPM of a device."""
+
+    key: bytes = dataclasses.field(repr=False)
+    endorsement: sealing.TpmKey
+    storage: sealing.TpmKey
+
+    def sealed(self, key: bytes) -> str:
+        """Return one more key for the same TPM."""
+        return sealing.seal(key, endorsement=self.endorsement, storage=self.storage)
+
+
 class Provisioning:
     """All enrollments and what became of them."""
 
@@ -61,6 +74,7 @@ class Provisioning:
         self._authorities = authorities
         self._host = host
         self._operations: dict[str, _Operation] = {}
+        self._challenges: dict[str, _Challenge] = {}
         if "id-scope" not in store.values:
             with store.transaction() as transaction:
                 transaction.put_value("id-scope", f"0ne{secrets.token_hex(4).upper()}")
@@ -114,6 +128,29 @@ class Provisioning:
         with self._store.transaction() as transaction:
             transaction.delete("value", f"enrollment/{kind}/{name}")
 
+    def challenge(self, scope: str, registration_id: str, body: Any) -> str | None:
+        """Return a key sealed to a device's TPM, which has to sign with it; None if not enrolled.
+
+        Args:
+            body: what the device registers with; names both keys of its TPM.
+        """
+        enrollment = self._store.values.get(f"enrollment/individual/{registration_id}")
+        shown = body.get("tpm") if isinstance(body, dict) else None
+        if scope != self.id_scope or not enrollment or not isinstance(shown, dict):
+            return None
+        attestation = enrollment["attestation"]
+        if attestation["type"] != "tpm" or enrollment["provisioningStatus"] != "enabled":
+            return None
+        if shown.get("endorsementKey") != attestation["tpm"]["endorsementKey"]:
+            return None
+        challenge = _Challenge(
+            key=secrets.token_bytes(32),
+            endorsement=sealing.TpmKey(shown["endorsementKey"]),
+            storage=sealing.TpmKey(shown.get("storageRootKey")),
+        )
+        self._challenges[registration_id] = challenge
+        return challenge.sealed(challenge.key)
+
     def admitted(
         self, scope: str, registration_id: str, password: str, chain: clientcerts.Chain | None
     ) -> Json | None:
@@ -132,7 +169,7 @@ class Provisioning:
                 good = (
                     token is not None
                     and token.resource == resource
-                    and _signed(token, enrollment, registration_id)
+                    and self._signed(token, enrollment, registration_id)
                 )
             if good and enrollment["provisioningStatus"] == "enabled":
                 return enrollment
@@ -152,9 +189,10 @@ class Provisioning:
     ) -> Json:
         """Assign a device; it hears of it by asking for the operation."""
         device_id = enrollment.get("deviceId") or registration_id
+        authentication, extra = self._credentials(enrollment, registration_id, chain)
         body: Json = {
             "deviceId": device_id,
-            "authentication": _authentication(enrollment, registration_id, chain),
+            "authentication": authentication,
             "capabilities": enrollment["capabilities"],
         }
         again = device_id in self._store.identities
@@ -176,6 +214,7 @@ class Provisioning:
                 "substatus": "initialAssignment",
                 "lastUpdatedDateTimeUtc": stamp,
                 "etag": base64.b64encode(secrets.token_bytes(8)).decode(),
+                **extra,
             },
         }
         if len(self._operations) > 10_000:
@@ -208,12 +247,41 @@ class Provisioning:
                 return {"type": "symmetricKey", "symmetricKey": keys}
             case "x509":
                 return {"type": "x509", "x509": self._x509(kind, given.get("x509"))}
-            case "tpm":
-                raise catalogue.HubError(
-                    "NotImplemented", "The emulator has no TPM attestation; use X.509."
-                )
+            case "tpm" if kind == "individual":
+                tpm = given.get("tpm")
+                key = tpm.get("endorsementKey") if isinstance(tpm, dict) else None
+                sealing.TpmKey(key)
+                return {"type": "tpm", "tpm": {"endorsementKey": key}}
             case other:
                 raise catalogue.HubError("ArgumentInvalid", f"Unknown attestation {other!r}.")
+
+    def _signed(self, token: tokens.Token, enrollment: Json, registration_id: str) -> bool:
+        """Tell whether one of a device's keys made its token, which is not over."""
+        keys: tuple[str, ...] = ()
+        if enrollment["attestation"]["type"] != "tpm":
+            keys = _device_keys(enrollment, registration_id)
+        elif challenge := self._challenges.get(registration_id):
+            keys = (base64.b64encode(challenge.key).decode(),)
+        matches = [token.signed_by(key) for key in keys]
+        return any(matches) and token.expiry > times.now()
+
+    def _credentials(
+        self, enrollment: Json, registration_id: str, chain: clientcerts.Chain | None
+    ) -> tuple[Json, Json]:
+        """Return how the device will prove itself to the hub, and what it must hear about that."""
+        match enrollment["attestation"]["type"]:
+            case "x509":
+                assert chain is not None
+                prints = {"primaryThumbprint": max(chain.thumbprints, key=len)}
+                return {"type": "selfSigned", "x509Thumbprint": prints}, {}
+            case "tpm":
+                key = secrets.token_bytes(32)
+                pair = (base64.b64encode(key).decode(), tokens.new_key())
+                sealed = self._challenges[registration_id].sealed(key)
+                extra = {"tpm": {"authenticationKey": sealed}}
+            case _:
+                pair, extra = _device_keys(enrollment, registration_id), {}
+        return {"type": "sas", "symmetricKey": dict(zip(_KEYS, pair, strict=True))}, extra
 
     def _x509(self, kind: str, given: Any) -> Json:
         """Return the certificates of an X.509 attestation, each with what the service shows."""
@@ -261,24 +329,6 @@ def derived_key(group_key: str, registration_id: str) -> str:
     """Return the key of a group's device."""
     digest = hmac.new(base64.b64decode(group_key), registration_id.encode(), hashlib.sha256)
     return base64.b64encode(digest.digest()).decode()
-
-
-def _signed(token: tokens.Token, enrollment: Json, registration_id: str) -> bool:
-    matches = [token.signed_by(key) for key in _device_keys(enrollment, registration_id)]
-    return any(matches) and token.expiry > times.now()
-
-
-def _authentication(
-    enrollment: Json, registration_id: str, chain: clientcerts.Chain | None
-) -> Json:
-    """Return how the device will prove who it is to the hub: as it did here."""
-    if enrollment["attestation"]["type"] == "x509":
-        assert chain is not None
-        prints = {"primaryThumbprint": max(chain.thumbprints, key=len)}
-        return {"type": "selfSigned", "x509Thumbprint": prints}
-    primary, secondary = _device_keys(enrollment, registration_id)
-    keys = {"primaryKey": primary, "secondaryKey": secondary}
-    return {"type": "sas", "symmetricKey": keys}
 
 
 def _device_keys(enrollment: Json, registration_id: str) -> tuple[str, str]:

@@ -98,9 +98,7 @@ class Queries:
         evaluations = {text: query.Evaluation(self._parsed(text)) for text in texts}
         counts = dict.fromkeys(texts, 0)
         for table in {item.query.table for item in evaluations.values()}:
-            here = [
-                (text, item) for text, item in evaluations.items() if item.query.table == table
-            ]
+            here = [(text, item) for text, item in evaluations.items() if item.query.table == table]
             for row in self._rows(table):
                 for text, item in here:
                     counts[text] += item.matches(row)

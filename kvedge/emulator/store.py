@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["Store", "Transaction"]
+__all__ = ["Store", "Transaction", "fields_of", "record_of"]
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS documents (
@@ -240,21 +240,34 @@ def _key(record: Any) -> str:
     return record.id if isinstance(record, records.Configuration) else record.key
 
 
+def fields_of(record: Any) -> records.Json:
+    """Return a record as JSON can hold it."""
+    fields = dataclasses.asdict(record)
+    if isinstance(record, records.Message):
+        fields["payload"] = base64.b64encode(record.payload).decode()
+    return fields
+
+
+def record_of(kind: type[Any], fields: records.Json) -> Any:
+    """Return the record that `fields_of` told; unknown fields are passed over.
+
+    Raises:
+        TypeError, ValueError: a field is missing or is not what it should be.
+    """
+    known = {field.name for field in dataclasses.fields(kind)}
+    found = {name: value for name, value in fields.items() if name in known}
+    if kind is records.Message:
+        found["payload"] = base64.b64decode(found["payload"], validate=True)
+    if kind is records.Identity:
+        found["parent_scopes"] = tuple(found.get("parent_scopes") or ())
+    return kind(**found)
+
+
 def _dump(value: Any) -> bytes:
-    if isinstance(value, records.Message):
-        payload = base64.b64encode(value.payload).decode()
-        return orjson.dumps({**dataclasses.asdict(value), "payload": payload})
-    return orjson.dumps(value)
+    return orjson.dumps(fields_of(value) if isinstance(value, records.Message) else value)
 
 
 def _load(kind: str, body: bytes) -> Any:
     fields = orjson.loads(body)
     record = _KINDS.get(kind)
-    if record is None:
-        return fields
-    if record is records.Message:
-        fields["payload"] = base64.b64decode(fields["payload"])
-    if record is records.Identity:
-        fields["parent_scopes"] = tuple(fields["parent_scopes"])
-    known = {field.name for field in dataclasses.fields(record)}
-    return record(**{name: value for name, value in fields.items() if name in known})
+    return fields if record is None else record_of(record, fields)

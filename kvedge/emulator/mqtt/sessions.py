@@ -29,6 +29,7 @@ __all__ = ["Services", "Session"]
 _LOG = logging.getLogger(__name__)
 _KEEP_ALIVE_CAP = 1767.0
 _UNSENT_BYTES = 4 * 1024 * 1024
+_ANSWER_BYTES = 128 * 1024
 _LONGEST_SESSION = 365 * 86400.0
 _ACCEPTED, _WRONG_LEVEL, _WRONG_ID, _NOT_AUTHORIZED = 0, 1, 2, 5
 
@@ -256,6 +257,8 @@ class Session:
         call = self._calls.get(request_id)
         if call is None or call.done():
             return
+        if len(payload) > _ANSWER_BYTES:
+            raise _Closed("the method's answer is larger than 128 KB")
         try:
             answer = orjson.loads(payload) if payload else None
         except orjson.JSONDecodeError:

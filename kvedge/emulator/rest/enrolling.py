@@ -56,7 +56,16 @@ class EnrollingHandlers:
         return web.Response(status=204)
 
     async def register(self, request: web.Request) -> web.Response:
-        """Register a device that provisions itself."""
+        """Register a device that provisions itself; one with a TPM is first given its key."""
+        if not request.headers.get("Authorization") and request.body_exists:
+            sealed = self._provisioning.challenge(
+                request.match_info["scope"],
+                request.match_info["registration"],
+                await body_of(request),
+            )
+            if sealed is not None:
+                body = {"authenticationKey": sealed, "keyName": "registration"}
+                return answer(body, status=401)
         enrollment = self._enrolled(request)
         started = self._provisioning.register(
             request.match_info["registration"], enrollment, self._chain(request)

@@ -15,6 +15,7 @@ from azure.iot.device import (
     exceptions,
 )
 from azure.iot.device.aio import IoTHubDeviceClient as AsyncDeviceClient
+from azure.iot.device.aio import IoTHubModuleClient as AsyncModuleClient
 from azure.iot.hub.models import CloudToDeviceMethod, Twin, TwinProperties
 from msrest.exceptions import HttpOperationError
 
@@ -267,5 +268,33 @@ async def test_the_async_client(hub, registry, new_id):
             # The client makes up a patch of the whole twin when it connects late.
             while (await heard.get()).get("b") != 2:
                 pass
+    finally:
+        await client.shutdown()
+
+
+async def test_an_async_module(hub, registry, new_id):
+    """An aio module client answers methods and hears what is desired of it."""
+    name = new_id()
+    await asyncio.to_thread(registry.create_device_with_sas, name, "", "", "enabled")
+    made = await asyncio.to_thread(registry.create_module_with_sas, name, "m", "test", "", "")
+    key = made.authentication.symmetric_key.primary_key
+    client = AsyncModuleClient.create_from_connection_string(
+        hub.device_connection_string(name, key, "m"), **hub.device_options()
+    )
+
+    async def called(request):
+        await client.send_method_response(
+            MethodResponse.create_from_method_request(request, 201, {"got": request.payload})
+        )
+
+    client.on_method_request_received = called
+    method = CloudToDeviceMethod(method_name="m", payload=[1], connect_timeout_in_seconds=20)
+    try:
+        await client.connect()
+        result = await asyncio.to_thread(registry.invoke_device_module_method, name, "m", method)
+        assert (result.status, result.payload) == (201, {"got": [1]})
+        with pytest.raises(exceptions.ClientError):
+            await client.patch_twin_reported_properties({"big": "x" * 5000})
+        assert (await client.get_twin())["reported"] == {"$version": 1}
     finally:
         await client.shutdown()

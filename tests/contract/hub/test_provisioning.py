@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 import pytest
 from azure.iot.device import IoTHubDeviceClient, ProvisioningDeviceClient, exceptions
+from azure.iot.device.aio import ProvisioningDeviceClient as AsyncProvisioningClient
 
 from kvedge.emulator import tokens
 from kvedge.emulator.provisioning import derived_key
@@ -71,9 +73,31 @@ def test_an_individual_by_https(hub, call, registry, new_id):
     assert call("PUT", f"{place}/register", {}, bad)[0] == 401
 
 
-def test_other_attestations_are_refused(call):
-    """TPM is named as not emulated."""
-    status, body = call("PUT", "/enrollments/x", {"attestation": {"type": "tpm", "tpm": {}}})
-    assert status == 501
-    assert "no TPM attestation" in body["Message"]
-    assert call("PUT", "/enrollments/x", {"attestation": {"type": "other"}})[0] == 400
+async def test_the_async_client(hub, call, new_id):
+    """The aio client registers as the sync one does."""
+    scope = (await asyncio.to_thread(call, "GET", "/kvedge/v1/hub"))[1]["idScope"]
+    name = new_id()
+    _, enrollment = await asyncio.to_thread(call, "PUT", f"/enrollments/{name}", {})
+    client = AsyncProvisioningClient.create_from_symmetric_key(
+        hub.host, name, scope, enrollment["attestation"]["symmetricKey"]["secondaryKey"],
+        **hub.device_options(),
+    )  # fmt: skip
+    result = await client.register()
+    assert (result.status, result.registration_state.device_id) == ("assigned", name)
+
+
+@pytest.mark.parametrize(
+    "attestation",
+    [
+        {"type": "other"},
+        {"type": "tpm"},
+        {"type": "tpm", "tpm": {}},
+        {"type": "tpm", "tpm": {"endorsementKey": "bm90IGEga2V5"}},
+        {"type": "symmetricKey", "symmetricKey": {"primaryKey": "short"}},
+    ],
+)
+def test_attestations_that_prove_nothing(call, attestation):
+    """An unknown kind, or keys that are none, are an invalid argument."""
+    status, body = call("PUT", "/enrollments/x", {"attestation": attestation})
+    assert status == 400
+    assert body["Message"].startswith("ErrorCode:ArgumentInvalid;")

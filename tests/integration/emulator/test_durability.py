@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import requests.exceptions
@@ -17,6 +18,10 @@ from azure.iot.hub.models import QuerySpecification, Twin
 from msrest.exceptions import ClientException
 
 from kvedge.testing.waiting import until
+
+LISTENING = "0A"
+LOOPBACK = "0100007F"
+"""As /proc/net/tcp writes them."""
 
 
 class Process:
@@ -81,6 +86,21 @@ def test_secrets_are_for_the_owner_only(start):
         assert stat.S_IMODE((folder / name).stat().st_mode) == 0o600, name
 
 
+def test_only_this_machine_can_reach_it(start):
+    """Unless told otherwise both ports are open on 127.0.0.1 alone."""
+    hub = start()
+    https = (hub.folder / "service.connection").read_text().partition(";")[0].rpartition(":")[2]
+    ports = {int(https), hub.mqtt}
+    addresses = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{hub.child.pid}/net/{table}").read_text().splitlines()[1:]:
+            _, local, _, state, *_ = line.split()
+            address, _, port = local.partition(":")
+            if state == LISTENING and int(port, 16) in ports:
+                addresses.add((address, int(port, 16)))
+    assert addresses == {(LOOPBACK, port) for port in ports}
+
+
 @pytest.mark.parametrize("rounds", [3, pytest.param(100, marks=pytest.mark.slow)])
 @pytest.mark.timeout(900)
 def test_no_acknowledged_write_is_lost(start, rounds):
@@ -124,9 +144,12 @@ def test_ephemeral_keeps_nothing(start):
     """With --ephemeral the next start knows no device and has other keys."""
     first = start("--ephemeral")
     first.manager().create_device_with_sas("d", "", "", "enabled")
+    before = (first.folder / "service.connection").read_text()
     first.end(signal.SIGTERM)
     second = start("--ephemeral")
     assert second.manager().get_device_registry_statistics().total_device_count == 0
+    after = (second.folder / "service.connection").read_text()
+    assert before.partition("SharedAccessKey=")[2] != after.partition("SharedAccessKey=")[2]
 
 
 def test_a_port_in_use_is_named(start):

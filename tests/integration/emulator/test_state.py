@@ -30,24 +30,27 @@ def test_a_state_moves_to_another_hub(hub, hub_certificates):
     hub.configuration_manager().create_configuration(
         Configuration(id="c", content=content, target_condition="*")
     )
+    assert ask(hub, "POST", "/kvedge/v1/devices/e/messages", {"body": "wait"})[0] == 201
     status, state = ask(hub, "GET", "/kvedge/v1/state")
     assert status == 200
     with running_hub(None, hub_certificates) as other:
         manager = other.registry_manager()
         manager.create_device_with_sas("gone", "", "", "enabled")
         status, counts = ask(other, "PUT", "/kvedge/v1/state", state)
-        assert (status, counts) == (200, {"identities": 3, "twins": 3, "configurations": 1})
+        expected = {"identities": 3, "twins": 3, "configurations": 1, "messages": 1}
+        assert (status, counts) == (200, expected)
         moved = manager.get_device("e")
         assert moved.authentication.as_dict() == device.authentication.as_dict()
         assert manager.get_twin("e").tags == {"a": 1}
         assert [item.device_id for item in manager.get_devices()] == ["e"]
+        assert moved.cloud_to_device_message_count == 1
         assert other.configuration_manager().get_configuration("c").content.modules_content
 
 
 @pytest.mark.parametrize(
     "state",
     [None, {}, {"format": 2}, {"format": 1, "identities": [{}]}, {"format": 1, "twins": 3},
-     {"format": 1, "values": {"policies": {}}}],
+     {"format": 1, "values": {"policies": {}}}, {"format": 1, "messages": [{"payload": "="}]}],
 )  # fmt: skip
 def test_a_broken_state_changes_nothing(hub, state):
     """A state that is not whole is refused, and the hub keeps what it has."""

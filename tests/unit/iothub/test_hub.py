@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import http.server
 import ipaddress
@@ -10,11 +11,14 @@ import ssl
 import sys
 import threading
 
+import looptime
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kvedge import errors, iothub, processes
 from kvedge.redact import Secret
@@ -209,8 +213,6 @@ def test_incomplete_connection_string_names_the_part():
 @pytest.mark.looptime
 async def test_budget_serves_urgent_requests_first():
     """When a kind's tokens are used up, a later urgent request overtakes a waiting poll."""
-    import asyncio
-
     budget = iothub.Budget(units=1)
     for _ in range(20):
         await budget.spend("query", iothub.Lane.STATUS)
@@ -272,8 +274,6 @@ async def test_a_failed_sign_in_says_what_to_do(server, certificate, monkeypatch
 @pytest.mark.looptime
 async def test_twins_have_a_budget_by_the_second():
     """The 51st twin request of a second waits, whatever the units."""
-    import asyncio
-
     budget = iothub.Budget(units=10)
     begun = asyncio.get_running_loop().time()
     for _ in range(60):
@@ -294,3 +294,41 @@ with concurrent.futures.ThreadPoolExecutor(8) as pool:
 """
     done = processes.run([sys.executable, "-c", code], what="connect", check=False)
     assert done.returncode == 0, done.stderr
+
+
+@given(st.lists(st.sampled_from(iothub.Lane), min_size=1, max_size=20))
+def test_waiters_are_served_by_lane_and_then_by_arrival(lanes):
+    """Whatever waits for an empty budget, each grant goes to the first of the lowest lane."""
+
+    async def served():
+        budget = iothub.Budget(units=1)
+        budget.refused("configurations")
+        done = []
+
+        async def wait(number, lane):
+            await budget.spend("configurations", lane)
+            done.append((lane, number))
+
+        async with asyncio.TaskGroup() as group:
+            for number, lane in enumerate(lanes):
+                group.create_task(wait(number, lane))
+        return done
+
+    with asyncio.Runner(loop_factory=looptime.new_event_loop) as runner:
+        done = runner.run(served())
+    assert done == sorted(done)
+    assert len(done) == len(lanes)
+
+
+@given(st.integers(0, 40), st.floats(0.1, 100), st.floats(0.1, 100))
+def test_pauses_grow_with_jitter_up_to_the_cap(attempt, base_seconds, cap_seconds):
+    """A pause lies below its ceiling, which doubles with each try and ends at the cap."""
+    pause = iothub.Backoff(base_seconds=base_seconds, cap_seconds=cap_seconds).pause(attempt)
+    ceiling = min(cap_seconds, base_seconds * 2**attempt)
+    assert 0.1 * ceiling <= pause <= ceiling
+
+
+def test_the_hubs_own_pause_is_the_first():
+    """By default a refused request waits up to the 10 seconds that the hub asks for."""
+    backoff = iothub.Backoff()
+    assert (backoff.base_seconds, backoff.cap_seconds) == (10.0, 60.0)
