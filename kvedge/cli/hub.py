@@ -11,6 +11,7 @@ import click
 __all__ = ["hub"]
 
 _SECONDS = click.FloatRange(min=0)
+_BEHAVIOURS = ("success", "failing", "slow", "offline")
 _FILE = click.Path(path_type=Path, dir_okay=False, exists=True)
 _connection_file = click.option(
     "--connection-file",
@@ -206,13 +207,19 @@ def export_state(connection_file: Path, ca: Path | None, file: Path) -> None:
     """Write the emulator's whole state to a file (mode 0600: it holds the devices' keys)."""
     import asyncio
 
+    from kvedge import errors
     from kvedge.emulator import monitoring
 
     connection = connection_file.read_text(encoding="utf-8")
     state = asyncio.run(monitoring.ask(connection, "GET", "state", ca=ca))
-    file.touch(mode=0o600)
-    file.chmod(0o600)
-    file.write_text(json.dumps(state, indent=1), encoding="utf-8")
+    try:
+        file.touch(mode=0o600)
+        file.chmod(0o600)
+        file.write_text(json.dumps(state, indent=1), encoding="utf-8")
+    except OSError as cause:
+        raise errors.KvedgeError(
+            f"cannot write {str(file)!r}: {cause.strerror}", hint="name a file in a folder of yours"
+        ) from cause
 
 
 @hub.command("import")
@@ -234,6 +241,31 @@ def import_state(connection_file: Path, ca: Path | None, file: Path) -> None:
     click.echo(", ".join(f"{count} {kind}" for kind, count in counts.items()))
 
 
+def _tags(
+    _context: click.Context, _option: click.Parameter, texts: tuple[str, ...]
+) -> tuple[tuple[str, str], ...]:
+    pairs = [text.partition("=") for text in texts]
+    for name, equals, _ in pairs:
+        if not name or not equals:
+            raise click.BadParameter("must be NAME=VALUE, such as site=lille")
+    return tuple((name, value) for name, _, value in pairs)
+
+
+def _mix(_context: click.Context, _option: click.Parameter, text: str) -> dict[str, int]:
+    shares: dict[str, int] = {}
+    for part in text.split(","):
+        name, _, share = part.strip().partition("=")
+        if name not in _BEHAVIOURS or not share.isdecimal():
+            raise click.BadParameter(
+                f"{part!r} must be a whole share of one of {', '.join(_BEHAVIOURS)}, "
+                "such as failing=5"
+            )
+        shares[name] = int(share)
+    if not any(shares.values()):
+        raise click.BadParameter("one of the shares must be above 0")
+    return shares
+
+
 @hub.command()
 @click.option("--devices", type=click.IntRange(min=1), default=1, show_default=True)
 @_connection_file
@@ -241,11 +273,14 @@ def import_state(connection_file: Path, ca: Path | None, file: Path) -> None:
 @click.option("--mqtt", required=True, callback=_place, help="The hub's device side.")
 @click.option("--host", default="hub.kvedge.test", show_default=True, help="The hub's own name.")
 @click.option("--prefix", default="sim", show_default=True, help="Device ids begin with it.")
-@click.option("--tag", "tags", multiple=True, metavar="NAME=VALUE", help="A twin tag.")
+@click.option(
+    "--tag", "tags", multiple=True, metavar="NAME=VALUE", callback=_tags, help="A twin tag."
+)
 @click.option(
     "--mix",
     default="success=1",
     show_default=True,
+    callback=_mix,
     help="Shares, such as success=90,failing=5,slow=3,offline=2.",
 )
 @click.option(
@@ -263,22 +298,16 @@ def simulate(
     mqtt: tuple[str, int],
     host: str,
     prefix: str,
-    tags: tuple[str, ...],
-    mix: str,
+    tags: tuple[tuple[str, str], ...],
+    mix: dict[str, int],
     delay_seconds: float,
 ) -> None:
     """Run simulated edge devices until interrupted."""
     import asyncio
+    import collections
 
     from kvedge.emulator import running, simulation
 
-    try:
-        shares = {
-            simulation.Behaviour(name): int(share)
-            for name, _, share in (part.partition("=") for part in mix.split(","))
-        }
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--mix") from error
     plan = simulation.Plan(
         connection_string=connection_file.read_text(encoding="utf-8"),
         mqtt=mqtt,
@@ -286,15 +315,19 @@ def simulate(
         ca=ca,
         devices=devices,
         prefix=prefix,
-        tags={name: value for name, _, value in (tag.partition("=") for tag in tags)},
-        mix=shares,
+        tags=dict(tags),
+        mix={simulation.Behaviour(name): share for name, share in mix.items()},
         delay_seconds=delay_seconds,
     )
 
     async def run() -> None:
         async with simulation.Simulation(plan) as fleet:
             await fleet.connected()
-            click.echo(f"{devices} devices run; Ctrl-C ends them")
+            kinds = collections.Counter(item.behaviour for item in fleet.devices.values())
+            told = ", ".join(
+                f"{kinds[kind]} {kind}" for kind in simulation.Behaviour if kinds[kind]
+            )
+            click.echo(f"{devices} devices ({told}); Ctrl-C ends them")
             await asyncio.Event().wait()
 
     running.main(run())

@@ -169,6 +169,8 @@ class Engine:
         """Evaluate what changed since the last time, then all metrics."""
         everything, self._all = self._all, False
         dirty, self._dirty = self._dirty, set()
+        if everything:
+            self._hit.clear()
         candidates = [*self._store.identities] if everything else [*dirty]
         rules = self._rules = self._rules or _Rules(self._store.configurations.values())
         stamp = times.stamp()

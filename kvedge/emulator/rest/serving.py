@@ -69,7 +69,8 @@ class HttpsServer:
             app.router.add_route(route.method, route.path, self._serving(route))
         for what, lines in routes.REFUSED.items():
             for line in lines:
-                app.router.add_route(*line.split(), _refusing(what))
+                method, path = line.split()
+                app.router.add_route(method, path, _refusing(what))
         app.router.add_get("/$iothub/websocket", self._websocket)
         app.router.add_route("*", "/{rest:.*}", self._unknown)
         app.on_response_prepare.append(_mark)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from msrest.exceptions import HttpOperationError
 
+from kvedge.emulator import Knobs
 from kvedge.testing.hubs import hub_certificates, running_hub  # noqa: F401 - a fixture
 from kvedge.testing.waiting import until
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
+AWKWARD = Knobs(latency_seconds=0.002, query_lag_seconds=0.2)
+EVALUATION_SECONDS = 0.2
+"""The emulator is a little as a real hub is, so that no test relies on what only it can do."""
 ONLY_EMULATED = {
     "turn": "a real hub has no knobs",
     "call": "authorities and enrollments are made in Azure's management, not in a hub",
@@ -124,7 +128,9 @@ def hub(
     if real_hub:
         yield RealHub(connection_string=real_hub)
         return
-    with running_hub(None, hub_certificates) as running:
+    with running_hub(
+        None, hub_certificates, evaluation_seconds=EVALUATION_SECONDS, knobs=AWKWARD
+    ) as running:
         yield running
 
 
@@ -137,6 +143,17 @@ def call(hub: Any) -> Callable[..., tuple[int, Any]]:
         return status, answer
 
     return send
+
+
+@pytest.fixture
+def turn(hub: Any) -> Iterator[Callable[..., None]]:
+    """Turn knobs, all others being off; afterwards they are as before."""
+
+    async def set_knobs(knobs: Knobs) -> None:
+        hub.emulator.turn(knobs)
+
+    yield lambda **knobs: hub.run(set_knobs(Knobs(**knobs)))
+    hub.run(set_knobs(AWKWARD))
 
 
 @pytest.fixture

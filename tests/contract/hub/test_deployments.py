@@ -164,9 +164,9 @@ def test_metrics_count_devices(registry, device, deploy, deployments, eventually
         "SELECT * FROM devices.modules WHERE moduleId = '$edgeAgent' AND "
         f"configurations.[[{high.id}]].status = 'Applied'"
     )
-    rows = registry.query_iot_hub(QuerySpecification(query=text)).items
-    assert [row.device_id for row in rows] == [device]
-    assert rows[0].additional_properties["configurations"] == {
+    (row,) = eventually(lambda: registry.query_iot_hub(QuerySpecification(query=text)).items)
+    assert row.device_id == device
+    assert row.additional_properties["configurations"] == {
         low.id: {"status": "Targeted"},
         high.id: {"status": "Applied"},
     }

@@ -52,6 +52,12 @@ def values(twin):
     return {name: value for name, value in twin.properties.desired.items() if name[0] != "$"}
 
 
+def found(registry, text):
+    """Return device and module of each row."""
+    rows = registry.query_iot_hub(QuerySpecification(query=text)).items
+    return [(row.device_id, row.module_id) for row in rows]
+
+
 def test_the_highest_priority_wins_each_setting(
     registry, device, configure, deployments, eventually
 ):
@@ -76,8 +82,7 @@ def test_the_highest_priority_wins_each_setting(
     eventually(lambda: counted(low) == (1, 1))
     eventually(lambda: counted(over) == (1, 1))
     text = f"SELECT deviceId FROM devices WHERE configurations.[[{high}]].status = 'Applied'"
-    rows = registry.query_iot_hub(QuerySpecification(query=text)).items
-    assert [row.device_id for row in rows] == [device]
+    eventually(lambda: found(registry, text) == [(device, None)])
 
 
 def test_what_is_overruled_is_only_targeted(registry, device, configure, deployments, eventually):
@@ -123,8 +128,7 @@ def test_modules(registry, device, configure, deployments, eventually):
         "SELECT deviceId, moduleId FROM devices.modules "
         f"WHERE configurations.[[{name}]].status = 'Applied'"
     )
-    rows = registry.query_iot_hub(QuerySpecification(query=text)).items
-    assert [row.additional_properties.get("moduleId") or row.module_id for row in rows] == ["pump"]
+    eventually(lambda: found(registry, text) == [(device, "pump")])
 
 
 def test_an_edge_device_has_both(registry, new_id, configure, deployments, eventually):

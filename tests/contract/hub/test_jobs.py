@@ -58,8 +58,13 @@ def test_a_twin_update_on_many(jobs, job_id, devices, registry, eventually):
     for name in names:
         assert registry.get_twin(name).properties.desired["rate"] == 5
     query = QuerySpecification(query=f"SELECT * FROM devices.jobs WHERE jobId = '{job_id}'")
-    rows = registry.query_iot_hub(query).items
-    assert sorted(row.device_id for row in rows) == sorted(names)
+    eventually(
+        lambda: (
+            sorted(row.device_id for row in registry.query_iot_hub(query).items) == sorted(names)
+        )
+    )
+    listed = jobs.query_scheduled_jobs("scheduleUpdateTwin", "completed")
+    assert job_id in [item["jobId"] for item in listed]
     with pytest.raises(HttpOperationError) as failed:
         jobs.create_scheduled_job(job_id, request)
     assert failed.value.response.status_code == 409

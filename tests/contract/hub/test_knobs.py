@@ -8,19 +8,6 @@ import pytest
 from azure.iot.hub.models import QuerySpecification
 from msrest.exceptions import ClientException, ClientRequestError, HttpOperationError
 
-from kvedge.emulator import Knobs
-
-
-@pytest.fixture
-def turn(hub):
-    """Turn knobs; they are all off afterwards."""
-
-    async def set_knobs(knobs):
-        hub.emulator.turn(knobs)
-
-    yield lambda **knobs: hub.run(set_knobs(Knobs(**knobs)))
-    hub.run(set_knobs(Knobs()))
-
 
 def test_throttles(turn, deployments):
     """The 21st configuration operation of a minute is 429 without Retry-After."""

@@ -204,7 +204,9 @@ def test_a_simulated_fleet_by_command(start, tmp_path):
         stdout=subprocess.PIPE, text=True,
     ) as fleet:  # fmt: skip
         try:
-            assert fleet.stdout.readline().startswith("5 devices run")
+            assert fleet.stdout.readline() == (
+                "5 devices (4 success, 1 offline); Ctrl-C ends them\n"
+            )
             registry = hub.manager()
             rows = registry.query_iot_hub(
                 QuerySpecification(query="SELECT * FROM devices WHERE tags.site = 'lille'")

@@ -296,6 +296,25 @@ with concurrent.futures.ThreadPoolExecutor(8) as pool:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.timeout(60)
+def test_it_needs_no_uamqp():
+    """Where that package has no wheel it cannot be imported, and nothing asks for it."""
+    code = """
+import sys
+class Absent:
+    def find_spec(self, name, *_):
+        if name.partition(".")[0] == "uamqp":
+            raise ImportError("no wheel")
+sys.meta_path.insert(0, Absent())
+from kvedge.iothub import sdk
+from kvedge.redact import Secret
+assert sdk.connect(Secret("HostName=h;SharedAccessKeyName=n;SharedAccessKey=a2V5"), None).devices
+assert "uamqp" not in sys.modules
+"""
+    done = processes.run([sys.executable, "-c", code], what="connect", check=False)
+    assert done.returncode == 0, done.stderr
+
+
 @given(st.lists(st.sampled_from(iothub.Lane), min_size=1, max_size=20))
 def test_waiters_are_served_by_lane_and_then_by_arrival(lanes):
     """Whatever waits for an empty budget, each grant goes to the first of the lowest lane."""
