@@ -25,7 +25,7 @@ EVALUATION_SECONDS = 0.2
 """The emulator is a little as a real hub is, so that no test relies on what only it can do."""
 ONLY_EMULATED = {
     "turn": "a real hub has no knobs",
-    "call": "authorities and enrollments are made in Azure's management, not in a hub",
+    "call": "raw requests go to the emulator: a real hub keeps authorities and enrollments elsewhere",
 }
 """Fixtures that a real hub cannot serve, and why."""
 _REAL_SECONDS = 1800

@@ -122,12 +122,16 @@ def test_a_replaced_twin_tells_the_difference(connect, registry):
     assert (patch["new"], patch["old"]) == (3, None)
 
 
-def test_reports_that_are_too_large_are_refused(connect):
+@pytest.mark.parametrize(
+    ("patch", "status"),
+    [({"big": "x" * 5000}, "400"), ({f"k{n}": "x" * 4000 for n in range(9)}, "403")],
+)
+def test_reports_that_are_too_large_are_refused(connect, patch, status):
     """The device hears that the service does not take its report."""
     client = connect()
     with pytest.raises(exceptions.ClientError) as failed:
-        client.patch_twin_reported_properties({"big": "x" * 5000})
-    assert "400" in str(failed.value.__cause__)
+        client.patch_twin_reported_properties(patch)
+    assert status in str(failed.value.__cause__)
 
 
 def test_methods(connect, registry):

@@ -172,7 +172,10 @@ def test_a_ping_keeps_it(wire, device):
         (0x80, b"\0\1" + field("$iothub/twin/res/#") + b"\0"),
         (0x82, b"\0\1"),
         (0xF0, b""),
+        (0x30, field("devices/d/messages/events/") + b"x" * (256 * 1024 + 1)),
+        (0x82, b"\0\1" + (field("$iothub/twin/res/#") + b"\0") * 20_000),
     ],
+    ids=lambda value: str(value)[:24],
 )
 def test_what_ends_a_connection(wire, device, kind, body):
     """Packets that the service does not take close the connection."""
