@@ -10,7 +10,7 @@ import pytest
 
 from kvedge import processes
 
-_ROOT = Path(__file__).parents[2]
+_ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.timeout(180)
