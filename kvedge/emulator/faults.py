@@ -19,31 +19,38 @@ if TYPE_CHECKING:
 
     from kvedge.emulator.records import Json
 
-__all__ = ["BUDGETS", "Faults", "Knobs", "knobs_from_json"]
+__all__ = ["BUDGETS", "JOBS_AT_ONCE", "Faults", "Knobs", "knobs_from_json"]
 
-_SMALL = {
-    "Identity": (100, 60, True),
-    "Query": (20, 60, True),
-    "TwinRead": (100, 1, False),
-    "TwinUpdate": (50, 1, False),
-    "Configuration": (20, 60, True),
-    "Jobs": (100, 60, True),
+_S1 = {
+    "Identity": (0, 100, 60),
+    "Query": (0, 20, 60),
+    "TwinRead": (100, 0, 1),
+    "TwinUpdate": (50, 0, 1),
+    "DirectMethod": (0, 40, 1),
+    "Configuration": (0, 20, 60),
+    "Jobs": (0, 100, 60),
+    "Connection": (100, 12, 1),
 }
-_LARGE = {
-    "Identity": (5000, 60, True),
-    "Query": (1000, 60, True),
-    "TwinRead": (500, 1, True),
-    "TwinUpdate": (250, 1, True),
-    "Configuration": (20, 60, True),
-    "Jobs": (5000, 60, True),
-}
-BUDGETS: dict[str, dict[str, tuple[int, int, bool]]] = {
-    "F1": _SMALL, "S1": _SMALL, "S2": _SMALL, "S3": _LARGE,
+BUDGETS: dict[str, dict[str, tuple[int, int, int]]] = {
+    "F1": _S1,
+    "S1": _S1,
+    "S2": _S1 | {
+        "TwinRead": (100, 10, 1), "TwinUpdate": (50, 5, 1), "DirectMethod": (0, 120, 1),
+        "Connection": (0, 120, 1),
+    },
+    "S3": {
+        "Identity": (0, 5000, 60), "Query": (0, 1000, 60), "TwinRead": (0, 500, 1),
+        "TwinUpdate": (0, 250, 1), "DirectMethod": (0, 6144, 1), "Configuration": (0, 20, 60),
+        "Jobs": (0, 5000, 60), "Connection": (0, 6000, 1),
+    },
 }  # fmt: skip
-"""Tier and kind of operation to (operations, seconds, whether units multiply it).
+"""Tier and kind of operation to (least operations, operations of each unit, in so many seconds).
 
-Reads and writes of identities share one budget, and so do those of configurations.
+Reads and writes of identities share one budget, and so do those of configurations. A direct method
+counts once for each 4 KB of its payload.
 """
+JOBS_AT_ONCE = {"F1": 1, "S1": 1, "S2": 5, "S3": 10}
+"""Tier to jobs that may run together."""
 _SHARED = {"ConfigurationRead": "Configuration", "ConfigurationWrite": "Configuration",
            "IdentityRead": "Identity", "IdentityWrite": "Identity"}  # fmt: skip
 _STATUS_CODES = {500: "ServerError", 503: "ServiceUnavailable", 429: "ThrottlingException"}
@@ -115,7 +122,7 @@ class Faults:
         seconds = self.knobs.drop_every_seconds
         self._next_drop = asyncio.get_running_loop().call_later(seconds, drop)
 
-    async def admit(self, operation: str, cost: int = 1) -> None:
+    async def admit(self, operation: str) -> None:
         """Let an operation pass, later or not at all; raises HubError."""
         if operation == "Emulator":
             return
@@ -128,21 +135,26 @@ class Faults:
         if knobs.fail_status and self._left and knobs.fail_operation in ("", operation):
             self._left -= self._left > 0
             raise catalogue.HubError(_STATUS_CODES[knobs.fail_status])
-        if knobs.tier and not self._take(operation, cost):
+        self.charge(operation)
+
+    def charge(self, operation: str, cost: int = 1) -> None:
+        """Take what an operation costs from its budget; raises HubError when it is used up."""
+        if not self.take(operation, cost):
             raise catalogue.HubError(
                 "ThrottlingBacklogTimeout",
                 "The request has been throttled. Wait 10 seconds and try again. "
                 f"Operation type: {operation}",
             )
 
-    def _take(self, operation: str, cost: int) -> bool:
+    def take(self, operation: str, cost: int = 1) -> bool:
         """Take from the operation's bucket, which fills evenly up to one period's budget."""
-        budgets = BUDGETS[self.knobs.tier]
+        budgets = BUDGETS.get(self.knobs.tier, {})
         name = _SHARED.get(operation, operation)
         if name not in budgets:
             return True
-        count, seconds, by_unit = budgets[name]
-        size = max(1.0, count * (self.knobs.units if by_unit else 1) * self.knobs.throttle_scale)
+        least, by_unit, seconds = budgets[name]
+        count = max(least, by_unit * self.knobs.units)
+        size = max(1.0, count * self.knobs.throttle_scale)
         now = time.monotonic()
         level, then = self._buckets.get(name, (size, now))
         level = min(size, level + (now - then) * size / seconds)

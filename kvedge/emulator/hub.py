@@ -13,7 +13,7 @@ from kvedge import errors, names
 from kvedge.emulator import access, clientcerts, messaging, mqtt, querying, registry, rest, twins
 from kvedge.emulator.configurations import Configurations
 from kvedge.emulator.deploying import Engine
-from kvedge.emulator.faults import Faults, Knobs
+from kvedge.emulator.faults import JOBS_AT_ONCE, Faults, Knobs
 from kvedge.emulator.jobs import Jobs
 from kvedge.emulator.mqtt.sessions import Services
 from kvedge.emulator.presence import Presence
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["Hub", "Settings"]
 
 _LOG = logging.getLogger(__name__)
+_JOBS_AT_ONCE = 10
+"""Of a hub without a tier."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +130,10 @@ class Hub:
             store, presence, known_twins, queries, seconds=settings.evaluation_seconds
         )
         identities = registry.Registry(store, presence)
-        jobs = Jobs(store, presence, known_twins, queries)
+        jobs = Jobs(
+            store, presence, known_twins, queries,
+            lambda: JOBS_AT_ONCE.get(self._faults.knobs.tier, _JOBS_AT_ONCE),
+        )  # fmt: skip
         queries.job_rows = jobs.device_rows
         provisioning = Provisioning(store, identities, known_twins, authorities, settings.host)
         tls = _tls(
@@ -173,6 +178,7 @@ class Hub:
             telemetry=telemetry,
             commands=commands,
             provisioning=provisioning,
+            takes_connection=lambda: self._faults.take("Connection"),
         )
         devices = mqtt.MqttServer(services, tls, settings.patience_seconds)
         https = rest.HttpsServer(

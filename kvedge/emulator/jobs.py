@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from kvedge.emulator import catalogue, methods, query, times
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from kvedge.emulator.presence import Presence
     from kvedge.emulator.querying import Queries
@@ -34,11 +34,20 @@ _FINISHED = ("completed", "failed", "cancelled")
 class Jobs:
     """All scheduled jobs; `run` carries them out."""
 
-    def __init__(self, store: Store, presence: Presence, twins: Twins, queries: Queries) -> None:
+    def __init__(
+        self,
+        store: Store,
+        presence: Presence,
+        twins: Twins,
+        queries: Queries,
+        at_once: Callable[[], int],
+    ) -> None:
+        """Carry out so many jobs at once."""
         self._store = store
         self._presence = presence
         self._twins = twins
         self._queries = queries
+        self._at_once = at_once
         self._changed = asyncio.Event()
         self._changed.set()
         self._running: dict[str, asyncio.Task[None]] = {}
@@ -116,6 +125,8 @@ class Jobs:
                 for name, record in self._records():
                     if record["shown"]["status"] in _FINISHED or name in self._running:
                         continue
+                    if record["start"] <= now and len(self._running) >= self._at_once():
+                        continue
                     if record["start"] <= now:
                         self._running[name] = group.create_task(
                             self._carry_out(name), name=f"job {name}"
@@ -156,6 +167,7 @@ class Jobs:
             self._save(name, _finished(self._record(name), status))
         finally:
             self._running.pop(name, None)
+            self._changed.set()
 
     async def _one(self, name: str, key: str, row: Json, gate: asyncio.Semaphore) -> None:
         shown = self._record(name)["shown"]

@@ -24,6 +24,9 @@ _PER_MINUTE = {"configurations": 20, "query": 20, "registry": 100}
 _TWINS_PER_SECOND = 50
 """Reads and writes together, whatever the units; reads alone could be twice as many."""
 
+_SHARE = 0.95
+"""Of the hub's budget: requests bunch up on their way, and somebody may look at the hub by hand."""
+
 
 class Lane(enum.IntEnum):
     """Who goes first when requests must wait; a lower number overtakes."""
@@ -67,7 +70,7 @@ class _Bucket:
     """A token bucket whose waiters are served by lane, then by arrival."""
 
     def __init__(self, count: int, seconds: int) -> None:
-        self._capacity = float(count)
+        self._capacity = count * _SHARE
         self._seconds = seconds
         self._level = self._capacity
         self._at: float | None = None

@@ -16,6 +16,8 @@ from kvedge.emulator import catalogue, patching, records, times
 from kvedge.emulator.mqtt import packets, registering, topics, wires
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from kvedge.emulator.access import Access
     from kvedge.emulator.clientcerts import Chain
     from kvedge.emulator.messaging import Commands, Telemetry
@@ -31,7 +33,7 @@ _KEEP_ALIVE_CAP = 1767.0
 _UNSENT_BYTES = 4 * 1024 * 1024
 _ANSWER_BYTES = 128 * 1024
 _LONGEST_SESSION = 365 * 86400.0
-_ACCEPTED, _WRONG_LEVEL, _WRONG_ID, _NOT_AUTHORIZED = 0, 1, 2, 5
+_ACCEPTED, _WRONG_LEVEL, _WRONG_ID, _UNAVAILABLE, _NOT_AUTHORIZED = 0, 1, 2, 3, 5
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +47,8 @@ class Services:
     telemetry: Telemetry
     commands: Commands
     provisioning: Provisioning
+    takes_connection: Callable[[], bool]
+    """Tells whether one more client may connect now, and counts it."""
 
 
 class _Closed(Exception):
@@ -166,6 +170,9 @@ class Session:
         if expiry is None:
             self._wire.write(packets.connack(_NOT_AUTHORIZED))
             raise _Closed("the token or certificate is missing, wrong or expired")
+        if not self._hub.takes_connection():
+            self._wire.write(packets.connack(_UNAVAILABLE))
+            raise _Closed("too many connections a second for the hub's tier")
         self._key, self._device_id, self._module_id = key, device_id, module_id
         self._clean = connect.clean
         stored = f"subscriptions/{key}"

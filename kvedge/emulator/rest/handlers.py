@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Handlers"]
 
+_METER_BYTES = 4096
+"""A direct method is charged once more for each further so many bytes."""
+
 
 class Handlers:
     """One method for each name in `routes.ROUTES` that the service has."""
@@ -67,7 +70,7 @@ class Handlers:
         items = await body_of(request)
         if isinstance(items, list) and len(items) > 1:
             # Each identity counts; the first one is paid for already.
-            await self._faults.admit("IdentityWrite", len(items) - 1)
+            self._faults.charge("IdentityWrite", len(items) - 1)
         good, body = self._registry.bulk(items)
         return answer(body, status=200 if good else 400)
 
@@ -145,6 +148,8 @@ class Handlers:
     async def invoke_method(self, request: web.Request) -> web.Response:
         """Call a direct method."""
         body = await body_of(request)
+        if more := len(await request.read()) // _METER_BYTES:
+            self._faults.charge("DirectMethod", more)
         identity = self._registry.find(*ids(request))
         return answer(await methods.invoke(self._presence, identity.key, body))
 

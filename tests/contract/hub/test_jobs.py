@@ -68,6 +68,34 @@ def test_a_twin_update_on_many(jobs, job_id, devices, registry, eventually):
     assert failed.value.response.status_code == 409
 
 
+def test_a_small_tier_runs_one_job_at_a_time(turn, jobs, job_id, devices, eventually):
+    """A second job is queued until the first one is over."""
+    turn(tier="S1")
+    method = CloudToDeviceMethod(
+        method_name="ping", response_timeout_in_seconds=5, connect_timeout_in_seconds=2
+    )
+    first = JobRequest(
+        job_id=job_id, type="scheduleDeviceMethod", cloud_to_device_method=method,
+        query_condition=devices[1], max_execution_time_in_seconds=60,
+    )  # fmt: skip
+    second = JobRequest(
+        job_id=f"{job_id}-2", type="scheduleUpdateTwin", update_twin=Twin(etag="*", tags={"a": 1}),
+        query_condition=devices[1], max_execution_time_in_seconds=60,
+    )  # fmt: skip
+    jobs.create_scheduled_job(job_id, first)
+    jobs.create_scheduled_job(second.job_id, second)
+    seen = []
+
+    def over():
+        both = [jobs.get_scheduled_job(name).status for name in (job_id, second.job_id)]
+        seen.append(both)
+        return both == ["failed", "completed"]
+
+    eventually(over)
+    assert ["running", "queued"] in seen
+    assert ["running", "completed"] not in seen
+
+
 def test_jobs_are_listed(jobs, job_id, devices, call, eventually):
     """Jobs are listed by type and status; the vendor's client asks, but cannot read the array."""
     request = JobRequest(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from azure.iot.hub.models import QuerySpecification
+from azure.iot.hub.models import CloudToDeviceMethod, QuerySpecification
 from msrest.exceptions import ClientException, ClientRequestError, HttpOperationError
 
 
@@ -32,6 +32,21 @@ def test_the_budget_fills_again(turn, deployments):
     deployments.get_configurations(100)
     with pytest.raises(HttpOperationError):
         deployments.get_configurations(100)
+
+
+def test_long_methods_cost_more(turn, registry, new_id):
+    """A direct method is metered by 4 KB: a long payload takes what many short ones would."""
+    name = new_id()
+    registry.create_device_with_sas(name, "", "", "enabled")
+    turn(tier="S1")
+    statuses = []
+    for payload in ("x" * 120_000, "x" * 120_000, "x"):
+        with pytest.raises(HttpOperationError) as failed:
+            registry.invoke_device_method(
+                name, CloudToDeviceMethod(method_name="m", payload=payload)
+            )
+        statuses.append(failed.value.response.status_code)
+    assert statuses[:2] == [404, 429]
 
 
 def test_failures(turn, registry, new_id):

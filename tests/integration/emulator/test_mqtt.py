@@ -14,7 +14,7 @@ from azure.iot.device import IoTHubDeviceClient, IoTHubModuleClient, Message
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kvedge.emulator import monitoring, tokens
+from kvedge.emulator import Knobs, monitoring, tokens
 from kvedge.testing.waiting import until
 
 pytestmark = pytest.mark.filterwarnings("ignore:ssl.PROTOCOL_TLSv1_2:DeprecationWarning")
@@ -131,6 +131,21 @@ def test_good_and_bad_connections(hub, wire, device):
         assert connection.read() is None
     assert wire().connect("nobody", key) == (0x20, b"\0\5")
     assert wire().connect(name, tokens.new_key()) == (0x20, b"\0\5")
+
+
+def test_too_many_connections_a_second(hub, wire, device):
+    """Above the tier's budget CONNECT is answered with code 3, and the client may come again."""
+    made = [wire() for _ in range(6)]
+    hub.run(turned(hub, Knobs(tier="S1", throttle_scale=0.01)))
+    codes = [connection.connect(*device)[1] for connection in made]
+    assert codes[0] == b"\0\0"
+    assert b"\0\3" in codes
+    hub.run(turned(hub, Knobs()))
+    assert wire().connect(*device)[1] == b"\0\0"
+
+
+async def turned(hub, knobs):
+    hub.emulator.turn(knobs)
 
 
 def test_the_token_s_end_is_the_connections_end(wire, device):

@@ -214,7 +214,7 @@ def test_incomplete_connection_string_names_the_part():
 async def test_budget_serves_urgent_requests_first():
     """When a kind's tokens are used up, a later urgent request overtakes a waiting poll."""
     budget = iothub.Budget(units=1)
-    for _ in range(20):
+    for _ in range(19):
         await budget.spend("query", iothub.Lane.STATUS)
     order = []
 
@@ -227,8 +227,8 @@ async def test_budget_serves_urgent_requests_first():
         await asyncio.sleep(0)
         group.create_task(ask(iothub.Lane.URGENT))
     assert [lane for lane, _ in order] == [iothub.Lane.URGENT, iothub.Lane.STATUS]
-    assert 2.9 < order[0][1] < 3.2
-    assert 5.9 < order[1][1] < 6.3
+    assert 3.1 < order[0][1] < 3.4
+    assert 6.2 < order[1][1] < 6.6
 
 
 async def test_entra_id_instead_of_a_key(server, certificate, monkeypatch):
@@ -273,7 +273,7 @@ async def test_a_failed_sign_in_says_what_to_do(server, certificate, monkeypatch
 
 @pytest.mark.looptime
 async def test_twins_have_a_budget_by_the_second():
-    """The 51st twin request of a second waits, whatever the units."""
+    """Twin requests above 50 a second wait, whatever the units."""
     budget = iothub.Budget(units=10)
     begun = asyncio.get_running_loop().time()
     for _ in range(60):
