@@ -12,7 +12,15 @@ from kvedge import errors
 if TYPE_CHECKING:
     from kvedge import spec
 
-__all__ = ["authorized", "folder", "make_user_key", "seed", "service_connection_string", "trusted"]
+__all__ = [
+    "authorized",
+    "exec_key",
+    "folder",
+    "make_user_key",
+    "seed",
+    "service_connection_string",
+    "trusted",
+]
 
 _FILE = "id_ed25519"
 
@@ -34,11 +42,28 @@ def seed(environment: spec.Environment) -> str:
 
 
 def authorized(environment: spec.Environment) -> tuple[str, ...]:
-    """Return the public keys that may log in: the settings', else the environment's own.
+    """Return who may log in: keys of the settings, else the environment's own, and the connector's.
 
     Raises:
         SpecError: there are none.
     """
+    return (*_people(environment), *_connector(environment))
+
+
+def exec_key(environment: spec.Environment) -> str:
+    """Return the private key by which the connector enters modules; empty if it may not."""
+    if environment.platform is None or not environment.platform.connector.exec:
+        return ""
+    return guest.exec_key(seed(environment))[0]
+
+
+def _connector(environment: spec.Environment) -> tuple[str, ...]:
+    if not exec_key(environment):
+        return ()
+    return (guest.exec_only(guest.exec_key(seed(environment))[1]),)
+
+
+def _people(environment: spec.Environment) -> tuple[str, ...]:
     if environment.ssh.authorized_keys:
         return environment.ssh.authorized_keys
     file = folder(environment) / f"{_FILE}.pub"

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 __all__ = [
     "config_toml",
     "device_connection_string",
+    "exec_key",
+    "exec_only",
     "firmware_uuid",
     "host_key",
     "host_name",
@@ -38,6 +40,15 @@ __all__ = [
 
 TRUSTED_CA = "/etc/kvedge/trusted-ca.pem"
 """Where the image puts the secret disk's trusted-ca.pem."""
+_EXEC_ONLY = (
+    "import os,re,shlex,sys;"
+    'w=shlex.split(os.environ.get("SSH_ORIGINAL_COMMAND",""));'
+    'n=next((i for i,x in enumerate(w) if i>1 and x not in("-i","-t")),len(w));'
+    'w[:2]==["docker","exec"] and w[n+1:] and re.fullmatch("[A-Za-z0-9_][A-Za-z0-9_-]*",w[n]) '
+    'or sys.exit("this key may only run docker exec");'
+    'os.execvp("docker",w)'
+)
+"""Runs what the caller asked for, if it is `docker exec [-i] [-t] MODULE COMMAND…`."""
 
 
 def host_name(environment: spec.Environment, vm: spec.Vm) -> str:
@@ -74,6 +85,24 @@ def host_key(seed: str, device_id: str, version: int = 1) -> tuple[str, str]:
         info=f"ssh host key of {device_id}{'' if version == 1 else f' {version}'}".encode(),
     ).derive(seed.encode())
     return _openssh(ed25519.Ed25519PrivateKey.from_private_bytes(raw), raw, device_id)
+
+
+def exec_key(seed: str) -> tuple[str, str]:
+    """Return both halves of the key by which the connector enters modules; derived likewise."""
+    raw = HKDF(
+        algorithm=hashes.SHA256(), length=32, salt=None, info=b"ssh key of the connector"
+    ).derive(seed.encode())
+    return _openssh(ed25519.Ed25519PrivateKey.from_private_bytes(raw), raw, "kvedge-connector")
+
+
+def exec_only(public: str) -> str:
+    """Return the line of authorized_keys (sshd(8)) that lets a key run `docker exec` only.
+
+    The arguments are parsed by Python, which cloud-init brings along, and never by a shell: of
+    docker's options only `-i` and `-t` are taken, and no file of the guest is needed.
+    """
+    escaped = _EXEC_ONLY.replace('"', '\\"')
+    return f"restrict,pty,command=\"/usr/bin/python3 -ISc '{escaped}'\" {public}"
 
 
 def new_key_pair(comment: str) -> tuple[str, str]:

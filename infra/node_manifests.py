@@ -21,6 +21,7 @@ __all__ = [
     "connector",
     "content_of",
     "deployment",
+    "exec_secret",
     "guards",
     "hub_secret",
     "rights",
@@ -31,6 +32,8 @@ HUB_KEY = "hub0-cs"
 """Key of the hub's connection string in the connector's Secret, as its predecessor named it."""
 _CA_FOLDER = "/run/kvedge/hub-ca"
 _CA_KEY = "ca.pem"
+_EXEC_FOLDER = "/run/kvedge/exec"
+_EXEC_FILE = "id"
 _NODE_LEASES = "kube-node-lease"
 _USER = 65532
 _PORT = 10250
@@ -56,9 +59,17 @@ def hub_secret(environment: spec.Environment, connection_string: str, authority:
     return manifests.secret(environment, None, secret_name(environment), manifests.encoded(files))
 
 
-def content_of(secret: KubeObject) -> str:
-    """Return a hash of a Secret's content."""
-    return hashlib.sha256(json.dumps(secret["data"], sort_keys=True).encode()).hexdigest()[:16]
+def exec_secret(environment: spec.Environment, private_key: str) -> KubeObject:
+    """Return the Secret with the key by which modules are entered."""
+    files = {_EXEC_FILE: private_key}
+    name = f"{connector(environment).node_name}-exec"
+    return manifests.secret(environment, None, name, manifests.encoded(files))
+
+
+def content_of(*secrets: KubeObject) -> str:
+    """Return a hash of what Secrets hold."""
+    held = "".join(json.dumps(secret["data"], sort_keys=True) for secret in secrets)
+    return hashlib.sha256(held.encode()).hexdigest()[:16]
 
 
 def rights(environment: spec.Environment) -> list[KubeObject]:
@@ -85,6 +96,7 @@ def rights(environment: spec.Environment) -> list[KubeObject]:
                 # By name only, as kubelets may: no list of all Secrets.
                 _rule("", "secrets", "get"),
                 _rule("", "events", "create"),
+                *(_EXEC_RULES if connector(environment).exec else ()),
             ],
         },
         _binding("ClusterRoleBinding", "ClusterRole", name, subject,
@@ -109,6 +121,16 @@ def rights(environment: spec.Environment) -> list[KubeObject]:
         )
         found.append(_binding("RoleBinding", "Role", role, subject, dict(metadata)))
     return found
+
+
+_EXEC_RULES = (
+    {"apiGroups": ["kubevirt.io"], "resources": ["virtualmachines"], "verbs": ["get"]},
+    {
+        "apiGroups": ["subresources.kubevirt.io"],
+        "resources": ["virtualmachineinstances/portforward"],
+        "verbs": ["get"],
+    },
+)
 
 
 def guards(environment: spec.Environment) -> list[KubeObject]:
@@ -193,17 +215,22 @@ def deployment(environment: spec.Environment, image: Any, content: Any) -> KubeO
         },
         "containers": [container],
     }
+    volumes: list[dict[str, Any]] = []
+    mounts: list[dict[str, Any]] = []
     if environment.hub.ca_file:
         env.append({"name": "KVEDGE_HUB_CA_FILE", "value": f"{_CA_FOLDER}/{_CA_KEY}"})
-        container["volumeMounts"] = [{"name": "hub-ca", "mountPath": _CA_FOLDER, "readOnly": True}]
-        pod["volumes"] = [
-            {
-                "name": "hub-ca",
-                "secret": {
-                    "secretName": secret, "items": [{"key": _CA_KEY, "path": _CA_KEY}],
-                },
-            }
-        ]  # fmt: skip
+        mounts.append({"name": "hub-ca", "mountPath": _CA_FOLDER, "readOnly": True})
+        items = [{"key": _CA_KEY, "path": _CA_KEY}]
+        volumes.append({"name": "hub-ca", "secret": {"secretName": secret, "items": items}})
+    if wanted.exec:
+        env.append({"name": "KVEDGE_EXEC_KEY_FILE", "value": f"{_EXEC_FOLDER}/{_EXEC_FILE}"})
+        env.append({"name": "KVEDGE_EXEC_USER", "value": "edge"})
+        mounts.append({"name": "exec", "mountPath": _EXEC_FOLDER, "readOnly": True})
+        volumes.append(
+            {"name": "exec", "secret": {"secretName": f"{name}-exec", "defaultMode": 0o440}}
+        )
+    if volumes:
+        container["volumeMounts"], pod["volumes"] = mounts, volumes
     if environment.hosts:
         pod["hostAliases"] = [
             {"ip": address, "hostnames": [host]}

@@ -101,6 +101,7 @@ def _platform(
         image=own.reference if own else platform.connector.image,
         connection_string=access_keys.service_connection_string(environment.hub),
         authority=access_keys.trusted(environment.hub.ca_file),
+        exec_key=access_keys.exec_key(environment),
         opts=options,
     )
     return [*found, node.deployment]

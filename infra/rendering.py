@@ -136,9 +136,12 @@ def rendered(environment: spec.Environment, facts: Facts, *, store: str = "") ->
             access_keys.service_connection_string(environment.hub),
             access_keys.trusted(environment.hub.ca_file),
         )
-        content = node_manifests.content_of(hub)
+        own = [hub]
+        if key := access_keys.exec_key(environment):
+            own.append(node_manifests.exec_secret(environment, key))
+        content = node_manifests.content_of(*own)
         objects.append(node_manifests.deployment(environment, facts.connector_image, content))
-        secrets.append(hub)
+        secrets += own
     if store:
         secrets = [_reference(environment, one, store) for one in secrets]
     return Rendered(objects=tuple(objects), secrets=tuple(secrets))

@@ -477,6 +477,7 @@ def _platform(top: Fields) -> spec.Platform | None:
         node_name=inner.text("nodeName", plain.node_name, check=_label),
         replicas=inner.whole("replicas", plain.replicas, 1, 10),
         image=inner.text("image", check=_image_name),
+        exec=inner.flag("exec", default=plain.exec),
     )
     inner.done()
     platform = spec.Platform(

@@ -175,6 +175,8 @@ class Connector:
     """Pods of the connector; one of them leads."""
     image: str = ""
     """Empty: kvedge's own image, built here and pushed."""
+    exec: bool = False
+    """`kubectl exec` into modules of the environment's VMs, by an ssh key for nothing else."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

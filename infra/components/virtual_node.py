@@ -20,7 +20,7 @@ class VirtualNode(pulumi.ComponentResource):
 
     def __init__(
         self, environment: spec.Environment, *, image: pulumi.Input[str], connection_string: str,
-        authority: str, opts: pulumi.ResourceOptions | None = None,
+        authority: str, exec_key: str = "", opts: pulumi.ResourceOptions | None = None,
     ) -> None:  # fmt: skip
         name = node_manifests.connector(environment).node_name
         super().__init__("kvedge:index:VirtualNode", name, None, opts)
@@ -34,9 +34,13 @@ class VirtualNode(pulumi.ComponentResource):
         for obj in node_manifests.guards(environment):
             Manifest(f"{name}-{obj['kind'].lower()}", obj, child)
         secret = node_manifests.hub_secret(environment, connection_string, authority)
-        content = node_manifests.content_of(secret)
-        secret["data"] = pulumi.Output.secret(secret["data"])
-        before.append(Manifest(node_manifests.secret_name(environment), secret, child))
+        secrets = [secret]
+        if exec_key:
+            secrets.append(node_manifests.exec_secret(environment, exec_key))
+        content = node_manifests.content_of(*secrets)
+        for one in secrets:
+            one["data"] = pulumi.Output.secret(one["data"])
+            before.append(Manifest(one["metadata"]["name"], one, child))
         deployment = node_manifests.deployment(environment, image, content)
         options = pulumi.ResourceOptions(parent=self, depends_on=before)
         self.deployment = Manifest(f"{name}-deployment", deployment, options)

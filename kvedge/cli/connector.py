@@ -154,9 +154,11 @@ def run(
         serving_certificate=serving_certificate,
         unsafe_anonymous_reads=unsafe_anonymous_reads,
     )
+    string, file = _connection_string(hub_connection_string_file, nodes_file)
     one = NodeOptions(
         name=node_name,
-        connection_string=_connection_string(hub_connection_string_file, nodes_file),
+        connection_string=string,
+        connection_string_file=file,
         hub_units=hub_units,
         default_condition=default_target_condition,
     )
@@ -174,14 +176,15 @@ def run(
     uvloop.run(run_connector(options))
 
 
-def _connection_string(path: Path | None, nodes_file: Path | None) -> Secret:
+def _connection_string(file: Path | None, nodes_file: Path | None) -> tuple[Secret, Path | None]:
+    """Return the hub's connection string and, if it is from one, its file."""
     from kvedge.connector.nodes import read_secret
 
     text = os.environ.get("HUB_CONNECTION_STRING", "").strip()
     if text or nodes_file:
-        return Secret(text)
-    if path is None:
+        return Secret(text), None
+    if file is None:
         raise errors.KvedgeError(
             "no hub is given", hint="set HUB_CONNECTION_STRING or --hub-connection-string-file"
         )
-    return read_secret(path)
+    return read_secret(file), file

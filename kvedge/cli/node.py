@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from kvedge import errors
 from kvedge.cli._nodes import node_options, serving_of, start_logging, taint_of
@@ -48,10 +49,10 @@ def _with_unused(command: Callable[..., Any]) -> Callable[..., Any]:
 @node.command()
 @click.option(
     "--provider",
-    type=click.Choice(["mock", "web", "interlink"]),
+    type=click.Choice(["mock", "iotedge", "web", "interlink"]),
     default="mock",
     show_default=True,
-    help="What runs the pods; the IoT Edge provider is `kvedge connector run`.",
+    help="What runs the pods; iotedge is `kvedge connector run` with its variables.",
 )
 @click.option(
     "--provider-config",
@@ -134,6 +135,9 @@ def run(
     **serving: Any,
 ) -> None:  # fmt: skip
     """Run one or more virtual nodes in this process."""
+    if provider == "iotedge":
+        _run_connector(click.get_current_context())
+        return
     import uvloop
 
     from kvedge import kube
@@ -174,6 +178,26 @@ def run(
         raise errors.KvedgeError(
             f"node {node_name!r} is led by another replica now", hint="this one starts again"
         )
+
+
+def _run_connector(context: click.Context) -> None:
+    """Run the connector with what both commands have; the rest comes from its variables."""
+    from kvedge.cli.connector import run as connector
+
+    known = {option.name for option in connector.params}
+    given = {
+        name: value
+        for name, value in context.params.items()
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE and name != "provider"
+    }
+    if given.pop("system", "linux").lower() != "linux":
+        raise click.UsageError("devices of provider iotedge run Linux")
+    if strange := sorted(given.keys() - known):
+        option = strange[0].replace("_", "-").removesuffix("-key")
+        raise click.UsageError(f"--{option} is not for provider iotedge")
+    with connector.make_context("run", [], parent=context) as inner:
+        inner.params |= given
+        connector.invoke(inner)
 
 
 def _share(text: str) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """The hub's deployments as the connector knows them, and their effective priorities.
 
 A deployment's effective priority is 1000 times the user's plus a revision slot, and no two
-deployments of a hub have the same one: which of two equals wins is not told by the hub. A newer
+deployments of a hub keep the same one: which of two equals wins is not told by the hub. A newer
 revision of a workload always has the higher slot.
 """
 
@@ -225,6 +225,31 @@ class Ledger:
             made = await self._hub.update_configuration({**entry, "priority": higher})
             self._note(deployment, made)
             _log.info("deployment %s moved to priority %d", deployment, higher)
+
+    async def separate(self) -> None:
+        """Give deployments priorities of their own again, where two have the same one.
+
+        A request that arrives after its sender gave it up can do that, or another node of the hub.
+        Of connectors' deployments the one whose id comes first stays, and others' always do.
+        """
+
+        def rank(entry: Configuration) -> tuple[bool, str]:
+            return edge.LABEL_CLUSTER in (entry.get("labels") or {}), entry["id"]
+
+        holders: dict[int, str] = {}
+        for entry in sorted(self._known.values(), key=rank):
+            deployment = entry["id"]
+            priority = entry.get("priority", 0)
+            first = holders.setdefault(priority, deployment)
+            if first == deployment or deployment in self._making or not self._is_own(entry):
+                continue
+            own = [other.get("priority", 0) for other in self.of_workload(workload_of(entry))]
+            lowest = priority // _SLOTS * _SLOTS
+            free = slot_for(lowest, self._taken(), own) if priority == max(own) else None
+            if free is not None:
+                made = await self._hub.update_configuration({**entry, "priority": free})
+                self._note(deployment, made)
+                _log.info("deployment %s moved to priority %d, its own", deployment, free)
 
     async def settle(self, deployment: str) -> None:
         """Move a lone revision to a low slot, so that slots never run out."""

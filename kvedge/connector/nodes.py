@@ -33,6 +33,8 @@ class NodeOptions:
 
     name: str
     connection_string: Secret
+    connection_string_file: Path | None = None
+    """Where it is from; read again when the hub refuses it."""
     hub_units: int = 1
     """Units of the hub, for its request quotas; 0 for a hub without quotas."""
     default_condition: str = ""
@@ -98,6 +100,7 @@ def _node(entry: Any, path: str, problems: list[errors.Problem]) -> NodeOptions 
     return NodeOptions(
         name=str(name),
         connection_string=read_secret(Path(str(file))),
+        connection_string_file=Path(str(file)),
         hub_units=int(units),
         default_condition=str(entry.get("targetCondition") or ""),
         labels=labels,

@@ -96,15 +96,24 @@ class Packs:
                 self._touch(state)
         newest: dict[Pack, tuple[int, str]] = {}
         for entry in self._ledger.own():
-            if pack := packing.pack_of(entry):
+            pack = packing.pack_of(entry)
+            if pack and not self._ledger.is_making(entry["id"]):
                 newest[pack] = max(
                     newest.get(pack, (0, "")), (entry.get("priority", 0), entry["id"])
                 )
         for pack, (_, deployment) in newest.items():
-            if pack not in self._states:
-                state = self._states[pack] = _State(pack, deployment)
-                state.written = packing.parts_of(self._ledger.content(deployment))
-                state.extra = dict(state.written)
+            state = self._states.setdefault(pack, _State(pack))
+            if not state.deployment:
+                self._adopt(state, deployment)
+
+    def _adopt(self, state: _State, deployment: str) -> None:
+        """Take over a deployment of an earlier self, or one whose making was not answered."""
+        state.deployment = deployment
+        state.written = packing.parts_of(self._ledger.content(deployment))
+        known = {key for member in state.members.values() for key in member.parts}
+        state.extra = {key: part for key, part in state.written.items() if key not in known}
+        if state.members:
+            self._touch(state)
 
     def deployments(self) -> set[str]:
         """Return the deployments that packs have at present."""
@@ -288,19 +297,19 @@ class Packs:
         if await self._ledger.ensure(revision, self.deployments()):
             await self._ledger.lift(revision.id)
         state.deployment, state.written = revision.id, parts
-        for uid, member in state.members.items():
-            if not member.leaving and _within(member.parts, parts):
-                self._tell(state, uid)
+        self._tell(state, *(u for u, m in state.members.items() if _within(m.parts, parts)))
 
-    def _tell(self, state: _State, uid: str) -> None:
-        """Tell where a pod's modules are; both deployments count until the older one has gone."""
-        member = state.members[uid]
-        also = frozenset(
-            entry
-            for entry in self._older(state)
-            if _within(member.parts, packing.parts_of(self._ledger.content(entry)))
-        )
-        self._moved(uid, dataclasses.replace(member.revision, id=state.deployment, also=also))
+    def _tell(self, state: _State, *uids: str) -> None:
+        """Tell where pods' modules are; both deployments count until the older one has gone."""
+        older = {
+            entry: packing.parts_of(self._ledger.content(entry)) for entry in self._older(state)
+        }
+        for uid in uids:
+            member = state.members[uid]
+            if not member.leaving:
+                also = frozenset(e for e, parts in older.items() if _within(member.parts, parts))
+                revision = dataclasses.replace(member.revision, id=state.deployment, also=also)
+                self._moved(uid, revision)
 
     def _older(self, state: _State) -> list[str]:
         return [
@@ -345,9 +354,7 @@ class Packs:
             for entry in older:
                 if not self._ledger.is_making(entry):
                     await self._ledger.retire(entry)
-            for uid, member in state.members.items():
-                if not member.leaving:
-                    self._tell(state, uid)
+            self._tell(state, *state.members)
             waiters, state.waiters = state.waiters, []
             if state.first_change:
                 state.waiters = waiters

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 from typing import TYPE_CHECKING, Any
 
 from kvedge import edge, errors, iothub
@@ -46,6 +47,7 @@ _FAST_SECONDS = 2.0
 """Polling while something has changed and does not run yet."""
 _UNSETTLED_SECONDS = 180.0
 _SPARE_QUERIES = 6
+_MOST_DOUBLINGS = 4
 _BAD_REQUEST = 400
 _NODE_LOOKED_DEAD = ("DeletionByTaintManager", "DeletionByPodGC")
 Workload = tuple[str, str]
@@ -74,9 +76,11 @@ class IotEdgeProvider(Provider):
         """The hub's deployments and devices were read once."""
         self._listed = False
         self._failures = 0
+        self._refusals = 0
+        """Polls in a row that the hub refused for their number."""
         self._trouble = "the hub was not reached yet"
         self._poll_now = asyncio.Event()
-        self._last_list = 0.0
+        self._last_list = -math.inf
         self._changed_at = 0.0
 
     async def start(self, reporter: Reporter) -> None:
@@ -88,6 +92,10 @@ class IotEdgeProvider(Provider):
     async def stop(self) -> None:
         """End background work; deployments stay."""
         await self._tasks.aclose()
+
+    def workload(self, pod: KubeObject) -> Workload:
+        """Return namespace and workload, which stay the same over a rolling update."""
+        return pod["metadata"]["namespace"], face.workload_of(pod)
 
     def wants(self, pod: KubeObject) -> Sequence[tuple[str, str]]:
         """Ask for pull secrets and, for legacy pods, the connector's ConfigMaps."""
@@ -203,16 +211,16 @@ class IotEdgeProvider(Provider):
     async def delete(self, pod: KubeObject) -> bool:
         """Retire the pod's deployment, unless the workload's next pod takes over."""
         uid = pod["metadata"]["uid"]
-        workload = pod["metadata"]["namespace"], face.workload_of(pod)
+        workload = self.workload(pod)
         await self._reached("retire a deployment")
         if _evicted(pod):
             # The node looked dead to the cluster; the devices are not. The sweep decides later.
             self._placed.pop(uid, None)
             self._packs.forget(uid)
             return True
-        if _controlled(pod) and not self._living(workload, uid):
+        if _controlled(pod) and not self._others(workload, uid):
             await self._successor(workload, uid)
-        if not self._living(workload, uid):
+        if not self._others(workload, uid):
             for entry in self._ledger.of_workload(workload):
                 await self._ledger.retire(entry["id"])
         await self._packs.remove(uid)
@@ -227,21 +235,15 @@ class IotEdgeProvider(Provider):
         deadline = self._settings.handover_seconds
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(deadline):
-                while not self._living(workload, uid):
+                while not self._others(workload, uid):
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(0.25):
                             await arrived.wait()
         self._arrived.pop(workload, None)
 
-    def _living(self, workload: Workload, but: str = "") -> list[str]:
-        """Return the UIDs of the workload's pods that are not being deleted."""
-        return [
-            pod["metadata"]["uid"]
-            for pod in self._reporter.pods()
-            if pod["metadata"]["uid"] != but
-            and not pod["metadata"].get("deletionTimestamp")
-            and (pod["metadata"]["namespace"], face.workload_of(pod)) == workload
-        ]
+    def _others(self, workload: Workload, but: str) -> list[str]:
+        """Return the UIDs of the workload's other pods that are not being deleted."""
+        return [uid for uid in self._reporter.siblings(workload) if uid != but]
 
     async def listed(self, uids: frozenset[str]) -> None:
         """Know from now on which deployments have no pod."""
@@ -260,6 +262,7 @@ class IotEdgeProvider(Provider):
             try:
                 await self._round()
             except errors.Throttled as error:
+                self._refusals += 1
                 _log.warning("hub %s: %s", self._hub.host, error)
             except errors.KvedgeError as error:
                 self._failures += 1
@@ -274,7 +277,8 @@ class IotEdgeProvider(Provider):
             took = loop.time() - began
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._pace()):
-                    await self._poll_now.wait()
+                    # A poll that is asked for waits too while the hub refuses them.
+                    await (asyncio.Event() if self._refusals else self._poll_now).wait()
             # Several pods in a row share one poll, and polling takes a third of the time at most.
             rest = 3 * took if not self._failures else min(3 * took, self.poll_interval())
             gap = max(min(1.0, self._settings.poll_seconds), rest)
@@ -286,6 +290,9 @@ class IotEdgeProvider(Provider):
         A long wait for devices uses the budget up; then as often as half of the quota allows.
         """
         usual = self.poll_interval()
+        if self._refusals:
+            # A poll begins at its first page again, so there must be room for all of them.
+            return usual * 2 ** min(self._refusals, _MOST_DOUBLINGS)
         loop = asyncio.get_running_loop()
         unsettled = loop.time() - self._changed_at < _UNSETTLED_SECONDS and not all(
             self._runs(uid) for uid in tuple(self._placed)
@@ -321,11 +328,16 @@ class IotEdgeProvider(Provider):
             self._packs.load()
             self._last_list = loop.time()
         await self._devices.poll()
-        recovered, self._failures = self._failures >= _STALE_POLLS, 0
+        recovered, self._failures, self._refusals = self._failures >= _STALE_POLLS, 0, 0
         first = not self._contact.is_set()
         self._contact.set()
         self._report_all(None if first or recovered else self._devices.changed)
-        await self._sweep()
+        try:
+            await self._sweep()
+        except (errors.Conflict, errors.NotFound) as error:
+            # Somebody else writes the hub's deployments, so they are read again first.
+            _log.warning("hub %s: %s", self._hub.host, error)
+            self._last_list = -math.inf
 
     def _report_all(self, changed: set[str] | None = None) -> None:
         for uid, revision in tuple(self._placed.items()):
@@ -347,12 +359,12 @@ class IotEdgeProvider(Provider):
     async def _sweep(self) -> None:
         """Retire what is superseded, and what has had no pod for a while."""
         await self._restore()
+        await self._ledger.separate()
         living: dict[Workload, list[str]] = {}
         unplaced: list[KubeObject] = []
         for pod in self._reporter.pods():
             if not pod["metadata"].get("deletionTimestamp"):
-                workload = pod["metadata"]["namespace"], face.workload_of(pod)
-                living.setdefault(workload, []).append(pod["metadata"]["uid"])
+                living.setdefault(self.workload(pod), []).append(pod["metadata"]["uid"])
                 if pod["metadata"]["uid"] not in self._placed:
                     unplaced.append(pod)
         await self._superseding.sweep(living, listed=self._listed, awaited=self._arrived.keys())

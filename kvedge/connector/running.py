@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 from typing import TYPE_CHECKING
 
 from kvedge import errors, iothub, kube
+from kvedge.connector.nodes import read_secret
 from kvedge.connector.provider import IotEdgeProvider
 from kvedge.connector.settings import Settings
 from kvedge.node.node_object import NodeSpec
@@ -67,12 +69,14 @@ async def run(options: ConnectorOptions) -> None:
         for index, node in enumerate(options.nodes):
             hub = hubs.get(node.connection_string)
             if hub is None:
+                file = node.connection_string_file
                 # Nodes of one hub share its quotas.
                 hub = iothub.Hub.from_connection_string(
                     node.connection_string,
                     ca_file=options.hub_ca,
                     budget=iothub.Budget(node.hub_units),
                     backoff=iothub.Backoff(base_seconds=10.0 if node.hub_units else 0.5),
+                    renewed=functools.partial(read_secret, file) if file else None,
                 )
                 hubs[node.connection_string] = await stack.enter_async_context(hub)
             nodes.append(_node(options, config, cluster, hub, index))

@@ -8,28 +8,65 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from kvedge import errors
 from kvedge.names import ANNOTATION
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = ["CONTAINER_KEYS", "OWN_KEYS", "TARGET_KEYS", "Face", "face_of", "workload_of"]
 
 _DEFAULT_PRIORITY = 10
 _MAX_PRIORITY = 999
-OWN_KEYS = {
-    f"{ANNOTATION}/{name}"
-    for name in (
-        "target-condition", "devices", "selector", "priority", "min-ready", "deployment",
-        "packed", "rollback-after",
-    )
-}  # fmt: skip
+OWN_KEYS: Mapping[str, tuple[str, str]] = {
+    f"{ANNOTATION}/{name}": told
+    for name, told in {
+        "target-condition": (
+            "the hub's own language",
+            "the devices, such as `tags.kvedge.site='lille'`",
+        ),
+        "devices": ("`a,b`", "the devices by name"),
+        "selector": ("`site=lille,line!=3`", "the devices by twin tags"),
+        "priority": ("0 to 999, default 10", "which deployment wins where two meet"),
+        "deployment": (
+            "`layered` (default), `full`",
+            "a layer above the environment's base, or a whole manifest",
+        ),
+        "min-ready": (
+            "`all` (default), `3`, `80%`",
+            "how many devices must run the pod before it is Ready, and before its predecessor is "
+            "retired",
+        ),
+        "rollback-after": (
+            "`90s`, `10m`, `2h`",
+            "a new revision that is not ready after this time, and that a device reports as "
+            "failing, gives way to the last good one",
+        ),
+        "packed": (
+            "`true`, `false`",
+            "share a deployment with other pods of the same target and priority; by default only "
+            "when the hub has 80 deployments or more",
+        ),
+    }.items()
+}
+"""Annotations of a pod, each with its values and its meaning as the page on pods tells them."""
 TARGET_KEYS = (
     f"{ANNOTATION}/target-condition", "targetCondition",
     f"{ANNOTATION}/devices", f"{ANNOTATION}/selector",
 )  # fmt: skip
 """Annotations that say which devices are meant."""
-CONTAINER_KEYS = {"create-options", "desired-properties", "routes", "module"}
+CONTAINER_KEYS: Mapping[str, tuple[str, str]] = {
+    "module": ("a name", "the module's name; default `<workload>-<container>`"),
+    "create-options": (
+        "JSON object",
+        "Docker create options, merged over the translated ones",
+    ),
+    "desired-properties": ("JSON object", "desired properties of the module's twin"),
+    "routes": ("JSON object", "routes of the edge hub, by name"),
+}
+"""The same of annotations that begin with a container's name."""
 _DEVICE = re.compile(r"[A-Za-z0-9\-.+%_#*?!(),=@$]{1,128}")
 _DURATION = re.compile(r"([0-9]{1,6})([smh])")
 _TAG_PATH = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*(\.[A-Za-z_][A-Za-z0-9_-]*)*")

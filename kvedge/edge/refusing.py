@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from kvedge import errors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Mapping
 
 __all__ = [
     "REFUSED_CONTAINER",
@@ -23,17 +23,30 @@ __all__ = [
     "refuse",
 ]
 
-TRANSLATED_POD = frozenset({
-    "containers", "initContainers", "volumes", "restartPolicy", "imagePullSecrets",
-    "securityContext", "hostNetwork", "hostPID", "hostIPC", "hostname", "hostAliases",
-    "dnsConfig", "terminationGracePeriodSeconds",
-})  # fmt: skip
-STEERING_POD = frozenset({
+TRANSLATED_POD: Mapping[str, str] = {
+    "containers": "modules",
+    "initContainers": "with `restartPolicy: Always`: modules that are started first "
+    "(`startupOrder`); others are refused, for a module cannot wait for another one to end",
+    "restartPolicy": "`always`, `on-failure`, `never`",
+    "volumes": "`hostPath`: a bind mount; `emptyDir`: a named Docker volume `<workload>-<volume>`, "
+    "or tmpfs with `medium: Memory`; other kinds are refused",
+    "imagePullSecrets": "registry credentials of the deployment",
+    "securityContext": "user, groups, sysctls, seccomp `Unconfined`; the rest is refused",
+    "hostNetwork": "the host's network",
+    "hostPID": "the host's processes",
+    "hostIPC": "the host's shared memory",
+    "hostname": "the container's host name",
+    "hostAliases": "extra hosts",
+    "dnsConfig": "name servers, searches and options",
+    "terminationGracePeriodSeconds": "stop timeout, if it is not 30",
+}
+"""What each field becomes; the page on pods is written from these."""
+STEERING_POD = (
     "nodeName", "nodeSelector", "affinity", "tolerations", "schedulerName", "priority",
     "priorityClassName", "preemptionPolicy", "topologySpreadConstraints", "serviceAccount",
     "serviceAccountName", "automountServiceAccountToken", "enableServiceLinks", "dnsPolicy",
     "schedulingGates", "overhead",
-})  # fmt: skip
+)  # fmt: skip
 """Steer Kubernetes itself and say nothing to a device."""
 REFUSED_POD: Mapping[str, tuple[str, str]] = {
     "ephemeralContainers": ("debugging containers cannot join a module", "use kvedge ssh"),
@@ -46,13 +59,30 @@ REFUSED_POD: Mapping[str, tuple[str, str]] = {
     "hostUsers": ("user namespaces are set for the whole engine", ""),
     "resourceClaims": ("devices have no dynamic resources", ""),
     "resources": ("limits are kept per module", "set resources on the containers"),
-    "os": ("modules run on Linux devices", ""),
+    "os": ("modules run on Linux devices", "linux is fine"),
 }
-TRANSLATED_CONTAINER = frozenset({
-    "name", "image", "command", "args", "workingDir", "ports", "env", "envFrom", "resources",
-    "volumeMounts", "imagePullPolicy", "securityContext", "stdin", "stdinOnce", "tty",
-    "restartPolicy", "terminationMessagePath", "terminationMessagePolicy",
-})  # fmt: skip
+TRANSLATED_CONTAINER: Mapping[str, str] = {
+    "name": "the module's name: `<workload>-<container>`",
+    "image": "the module's image",
+    "command": "`Entrypoint`",
+    "args": "`Cmd`",
+    "workingDir": "`WorkingDir`",
+    "env": "the module's variables, resolved: values, ConfigMaps, Secrets, fields of the pod, "
+    "resources",
+    "envFrom": "the same",
+    "ports": "`ExposedPorts`; with `hostPort` also `PortBindings`",
+    "resources": "limits: `NanoCpus`, `Memory`; requests: `CpuShares`, `MemoryReservation`; others "
+    "are refused",
+    "volumeMounts": "`Binds`, with `readOnly` and, for host paths, `subPath`",
+    "imagePullPolicy": "`Never` is `never`, all else `on-create`",
+    "securityContext": "user, `Privileged`, capabilities, read-only root, no new privileges",
+    "stdin": "`OpenStdin`",
+    "stdinOnce": "`StdinOnce`",
+    "tty": "`Tty`",
+    "restartPolicy": "of restartable init containers",
+    "terminationMessagePath": "nothing; only the default is taken",
+    "terminationMessagePolicy": "nothing; only the default is taken",
+}
 REFUSED_CONTAINER: Mapping[str, tuple[str, str]] = {
     "livenessProbe": ("the edge agent runs no probes", "let the program exit when it is ill"),
     "readinessProbe": ("the edge agent runs no probes", "readiness is the module's run state"),
@@ -71,7 +101,7 @@ _EMPTY: tuple[Any, ...] = (None, False, "", [], {})
 
 def refuse(spec: Mapping[str, Any], problems: list[errors.Problem]) -> None:
     """Append a problem for each field of a pod's spec that has no counterpart."""
-    _check("spec", spec, TRANSLATED_POD | STEERING_POD, REFUSED_POD, problems)
+    _check("spec", spec, {*TRANSLATED_POD, *STEERING_POD}, REFUSED_POD, problems)
     if spec.get("os", {}).get("name") == "linux":
         problems[:] = [problem for problem in problems if problem.path != "spec.os"]
     for kind in ("containers", "initContainers"):
@@ -96,7 +126,7 @@ def refuse(spec: Mapping[str, Any], problems: list[errors.Problem]) -> None:
 def _check(
     path: str,
     found: Mapping[str, Any],
-    fine: Iterable[str],
+    fine: Collection[str],
     refused: Mapping[str, tuple[str, str]],
     problems: list[errors.Problem],
 ) -> None:

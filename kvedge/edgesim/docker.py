@@ -102,16 +102,6 @@ class Docker:
                 return {}
             raise
 
-    def has_image(self, reference: str) -> bool:
-        """Tell whether an image is in the engine's store."""
-        try:
-            self._json("GET", f"/images/{urllib.parse.quote(reference, safe='/:@')}/json")
-        except DockerError as error:
-            if error.status == http.client.NOT_FOUND:
-                return False
-            raise
-        return True
-
     def pull(self, reference: str, credentials: Mapping[str, str] | None = None) -> None:
         """Pull an image; credentials are username, password and serveraddress."""
         repository, tag = split_image(reference)

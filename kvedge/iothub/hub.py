@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import functools
 import secrets
 from typing import TYPE_CHECKING, Any, Self
@@ -44,7 +45,9 @@ class Hub:
         budget: Budget | None = None,
         backoff: failing.Backoff | None = None,
         threads: int = 6,
+        renewed: Callable[[], Secret] | None = None,
     ) -> None:
+        """Reach a hub; `renewed` reads the connection string again when the hub refuses it."""
         self.host = sdk.host_of(connection_string)
         """Host name of the hub, with its port if the connection string has one."""
         if ca_file is not None and not ca_file.is_file():
@@ -54,7 +57,7 @@ class Hub:
             )
         self.budget = budget or Budget()
         self._backoff = backoff or failing.Backoff()
-        self._connect = functools.partial(sdk.connect, connection_string, ca_file)
+        self._secret, self._ca_file, self._renewed = connection_string, ca_file, renewed
         self._protocol: Any = None
         self._opening = asyncio.Lock()
         self._threads = Threads(threads, f"hub-{self.host}")
@@ -67,13 +70,18 @@ class Hub:
         ca_file: Path | None = None,
         budget: Budget | None = None,
         backoff: failing.Backoff | None = None,
+        renewed: Callable[[], Secret] | None = None,
     ) -> Hub:
         """Return a hub from a service policy's connection string; nothing is sent yet.
+
+        When the hub refuses it, `renewed` is asked for the one of that moment.
 
         Raises:
             SpecError: the connection string is incomplete.
         """
-        return cls(connection_string, ca_file=ca_file, budget=budget, backoff=backoff)
+        return cls(
+            connection_string, ca_file=ca_file, budget=budget, backoff=backoff, renewed=renewed
+        )
 
     async def __aenter__(self) -> Self:
         return self
@@ -416,12 +424,32 @@ class Hub:
         raise AssertionError
 
     async def _once(self, what: str, send: Callable[[Any], Any]) -> Any:
+        protocol = await self._open()
+        try:
+            return await self._threads.run(functools.partial(_run, what, send, protocol))
+        except errors.Unauthorized:
+            if not self._take_renewed(protocol):
+                raise
+        protocol = await self._open()
+        return await self._threads.run(functools.partial(_run, what, send, protocol))
+
+    async def _open(self) -> Any:
         async with self._opening:
             if self._protocol is None:
-                protocol = await self._threads.run(self._connect)
+                connect = functools.partial(sdk.connect, self._secret, self._ca_file)
+                protocol = await self._threads.run(connect)
                 protocol.__enter__()  # keeps each thread's connection open
                 self._protocol = protocol
-        return await self._threads.run(functools.partial(_run, what, send, self._protocol))
+            return self._protocol
+
+    def _take_renewed(self, refused: Any) -> bool:
+        """Forget a connection that the hub refuses; return whether there is another key to try."""
+        if self._renewed is not None and self._protocol is refused:
+            with contextlib.suppress(errors.KvedgeError):
+                fresh = self._renewed()
+                if fresh != self._secret and sdk.host_of(fresh) == self.host:
+                    self._secret, self._protocol = fresh, None
+        return self._protocol is not refused
 
 
 def _run(what: str, send: Callable[[Any], Any], protocol: Any) -> Any:

@@ -42,6 +42,8 @@ _SAFE = "/:@!$&'()*+,;=~%"
 _MAX_LINE = 64 * 1024 * 1024
 _THROTTLE_TRIES = 8
 _WATCH_SECONDS = 300
+_SILENT_SECONDS = 150
+"""A server sends a bookmark a minute, so a longer silence is a broken connection."""
 
 
 class Event(NamedTuple):
@@ -329,7 +331,9 @@ class Client:
                 self.config.server + path,
                 params=query,
                 headers={"Accept": "application/json", **self.headers()},
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=None),
+                timeout=aiohttp.ClientTimeout(
+                    total=None, sock_connect=30, sock_read=_SILENT_SECONDS
+                ),
                 read_bufsize=1024 * 1024,
             ) as answer:
                 if answer.status == 410:

@@ -22,6 +22,7 @@ __all__ = ["Election"]
 
 _log = logging.getLogger(__name__)
 _RELEASE_TRIES = 3
+_RELEASE_SECONDS = 5.0
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -54,33 +55,48 @@ class Election:
         _log.info("%s leads %s/%s", self.identity, self.namespace, self.name)
 
     async def hold(self) -> None:
-        """Renew until it fails for too long; return when leadership is lost."""
+        """Renew until it fails for too long; return when leadership is lost.
+
+        The time counts while a request hangs and while this process is stopped, too.
+        """
         loop = asyncio.get_running_loop()
         renewed = loop.time()
-        while loop.time() - renewed < self.renew_seconds:
+        with contextlib.suppress(TimeoutError):
+            while True:
+                async with asyncio.timeout_at(renewed + self.renew_seconds):
+                    renewed = await self._renewed()
+        _log.error("%s has lost %s/%s", self.identity, self.namespace, self.name)
+
+    async def _renewed(self) -> float:
+        """Renew and return the time of the request that did it."""
+        loop = asyncio.get_running_loop()
+        while True:
             await asyncio.sleep(self.retry_seconds)
             began = loop.time()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self.renew_seconds / 2):
                     if await self._try():
-                        renewed = began
-        _log.error("%s has lost %s/%s", self.identity, self.namespace, self.name)
+                        return began
 
     async def release(self) -> None:
         """Let another replica lead at once."""
         if not self._version:
             return
         path = f"{self._path}/{self.name}"
-        with contextlib.suppress(errors.RemoteError):
-            for _ in range(_RELEASE_TRIES):
-                # A renewal that was cut short may still arrive and bring another version.
-                found = await self.client.get(path)
-                if found["spec"].get("holderIdentity") != self.identity:
-                    return
-                with contextlib.suppress(errors.Conflict):
-                    version = found["metadata"]["resourceVersion"]
-                    await self.client.put(path, self._lease("", version))
-                    return
+        with contextlib.suppress(errors.RemoteError, TimeoutError):
+            async with asyncio.timeout(_RELEASE_SECONDS):
+                await self._release(path)
+
+    async def _release(self, path: str) -> None:
+        for _ in range(_RELEASE_TRIES):
+            # A renewal that was cut short may still arrive and bring another version.
+            found = await self.client.get(path)
+            if found["spec"].get("holderIdentity") != self.identity:
+                return
+            with contextlib.suppress(errors.Conflict):
+                version = found["metadata"]["resourceVersion"]
+                await self.client.put(path, self._lease("", version))
+                return
 
     async def _try(self) -> bool:
         try:

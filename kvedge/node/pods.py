@@ -25,7 +25,7 @@ from kvedge.node.provider import Work
 from kvedge.node.sending import Counters, EventLane, PodLane
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Hashable, Iterator, Mapping
 
     from kvedge.kube import Client
     from kvedge.node.node_object import NodeSpec
@@ -47,11 +47,11 @@ class _Actor:
     __slots__ = (
         "acked", "admitted", "deleting", "dirty", "ended", "failures", "inputs", "mark", "name",
         "namespace", "placed", "placed_mark", "raw", "refresh", "refused", "removed", "retry",
-        "running", "task", "told", "uid", "vanished", "version", "wanted",
+        "running", "task", "told", "uid", "vanished", "version", "wanted", "workload",
     )  # fmt: skip
 
-    def __init__(self, uid: str, namespace: str, name: str) -> None:
-        self.uid, self.namespace, self.name = uid, namespace, name
+    def __init__(self, uid: str, namespace: str, name: str, workload: Hashable) -> None:
+        self.uid, self.namespace, self.name, self.workload = uid, namespace, name, workload
         self.raw = b""
         self.version = 0
         self.mark = 0
@@ -91,6 +91,7 @@ class PodEngine:
         self._client, self._node, self._provider, self._tasks = client, node, provider, tasks
         self._linger = linger_seconds
         self._actors: dict[str, _Actor] = {}
+        self._workloads: dict[Hashable, dict[str, _Actor]] = {}
         self.counters = Counters()
         self._lane = PodLane(client, self.counters)
         self.events = EventLane(
@@ -146,7 +147,9 @@ class PodEngine:
         uid, version = metadata["uid"], int(metadata["resourceVersion"])
         actor = self._actors.get(uid)
         if actor is None:
-            actor = self._actors[uid] = _Actor(uid, metadata["namespace"], metadata["name"])
+            workload = self._provider.workload(obj)
+            actor = _Actor(uid, metadata["namespace"], metadata["name"], workload)
+            self._actors[uid] = self._workloads.setdefault(workload, {})[uid] = actor
             if (obj.get("status") or {}).get("phase") == "Running":
                 # Counted at once, so that it goes before all that do not run yet.
                 self._admission.count(obj)
@@ -407,6 +410,10 @@ class PodEngine:
         self._objects.drop(actor.uid)
         self._admission.release(actor.uid)
         self._actors.pop(actor.uid, None)
+        siblings = self._workloads.get(actor.workload, {})
+        siblings.pop(actor.uid, None)
+        if not siblings:
+            self._workloads.pop(actor.workload, None)
 
     # Reporter
 
@@ -441,6 +448,11 @@ class PodEngine:
         for actor in tuple(self._actors.values()):
             if not actor.vanished:
                 yield orjson.loads(actor.raw)
+
+    def siblings(self, workload: Hashable) -> list[str]:
+        """Return the UIDs of a workload's pods that are not being deleted."""
+        actors = self._workloads.get(workload, {}).values()
+        return [actor.uid for actor in actors if not actor.deleting and not actor.vanished]
 
     def pod_list(self, *, running: bool) -> bytes:
         """Return a PodList as JSON: all pods, or those that the provider runs."""

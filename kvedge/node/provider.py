@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 from kvedge import errors
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Hashable, Iterator, Mapping, Sequence
 
     from kvedge.wire import KubeObject
 
@@ -117,6 +117,10 @@ class Reporter(Protocol):
         """Yield all pods of the node that the API server has."""
         ...
 
+    def siblings(self, workload: Hashable) -> list[str]:
+        """Return the UIDs of a workload's pods that are not being deleted."""
+        ...
+
 
 class Provider(Protocol):
     """Runs pods somewhere."""
@@ -131,6 +135,10 @@ class Provider(Protocol):
 
     async def stop(self) -> None:
         """End background work; pods go on running."""
+
+    def workload(self, pod: KubeObject) -> Hashable:
+        """Return what a pod is a part of, such as its Deployment's name; asked once a pod."""
+        return pod["metadata"]["uid"]
 
     def wants(self, pod: KubeObject) -> Sequence[tuple[str, str]]:
         """Return ConfigMaps and Secrets (kind, name) to be handed over if they exist."""

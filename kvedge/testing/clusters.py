@@ -1,5 +1,7 @@
 """A bare API server for tests: the fixture `cluster` is etcd and kube-apiserver on loopback.
 
+The fixture `client` is a client of it with all rights.
+
 Limits: no controllers and no scheduler, so pods are bound by their nodeName, nobody collects
 garbage and no ServiceAccount is needed; one admin token. Everything else is the real thing.
 """
@@ -25,13 +27,13 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
-from kvedge import processes, tools
+from kvedge import kube, processes, tools
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Iterator, Sequence
+    from collections.abc import AsyncIterator, Iterator, Sequence
 
-__all__ = ["Cluster", "cluster", "running_cluster"]
+__all__ = ["Cluster", "client", "cluster", "free_ports", "running_cluster"]
 
 _START_SECONDS = 120.0
 
@@ -67,11 +69,18 @@ def cluster() -> Iterator[Cluster]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.fixture
+async def client(cluster: Cluster) -> AsyncIterator[kube.Client]:
+    """Yield a client with all rights."""
+    async with kube.Client(kube.load_config(cluster.kubeconfig)) as made:
+        yield made
+
+
 @contextlib.contextmanager
 def running_cluster(folder: Path, options: Sequence[str] = ()) -> Iterator[Cluster]:
     """Run etcd and kube-apiserver, with further options, with their state in a folder."""
     programs = tools.ensure(["etcd", "kube-apiserver"])
-    etcd_port, peer_port, api_port = _free_ports(3)
+    etcd_port, peer_port, api_port = free_ports(3)
     token = secrets.token_hex(16)
     (folder / "tokens.csv").write_text(f"{token},admin,admin,system:masters\n")
     key = folder / "sa.key"
@@ -155,7 +164,8 @@ current-context: test
 """
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Return ports of 127.0.0.1 that nobody uses now."""
     held = [socket.socket() for _ in range(count)]
     try:
         for one in held:

@@ -29,7 +29,17 @@ if TYPE_CHECKING:
     from email.message import Message
     from pathlib import Path
 
-__all__ = ["Ports", "RunningHub", "connect_proxy", "hub", "hub_certificates", "running_hub"]
+    from kvedge.wire import Configuration
+
+__all__ = [
+    "Ports",
+    "RunningHub",
+    "base_deployment",
+    "connect_proxy",
+    "hub",
+    "hub_certificates",
+    "running_hub",
+]
 
 _T = TypeVar("_T")
 
@@ -155,6 +165,35 @@ class RunningHub:
         """Let a vendor's service client trust this hub's CA."""
         manager.protocol.config.connection.verify = str(self.ca)
         return manager
+
+
+def base_deployment(condition: str = "*", *, name: str = "base") -> Configuration:
+    """Return a full deployment without modules, which layers of pods are laid on."""
+    system = {
+        "type": "docker",
+        "status": "running",
+        "restartPolicy": "always",
+        "settings": {"image": "runtime", "createOptions": "{}"},
+    }
+    agent = {
+        "schemaVersion": "1.1",
+        "runtime": {"type": "docker", "settings": {}},
+        "systemModules": {"edgeAgent": system, "edgeHub": system},
+        "modules": {},
+    }
+    edge_hub = {
+        "schemaVersion": "1.1",
+        "routes": {},
+        "storeAndForwardConfiguration": {"timeToLiveSecs": 7200},
+    }
+    sections = {"$edgeAgent": agent, "$edgeHub": edge_hub}
+    content = {module: {"properties.desired": section} for module, section in sections.items()}
+    return {
+        "id": name,
+        "targetCondition": condition,
+        "priority": 0,
+        "content": {"modulesContent": content},
+    }
 
 
 @contextlib.contextmanager

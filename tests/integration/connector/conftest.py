@@ -13,21 +13,14 @@ from kvedge.connector import IotEdgeProvider, Settings
 from kvedge.emulator import Knobs, simulation
 from kvedge.node import NodeSpec, running
 from kvedge.redact import Secret
-from kvedge.testing.clusters import cluster  # noqa: F401 - a fixture
-from kvedge.testing.hubs import hub, hub_certificates  # noqa: F401 - fixtures
+from kvedge.testing.clusters import client, cluster  # noqa: F401 - fixtures
+from kvedge.testing.hubs import base_deployment, hub, hub_certificates  # noqa: F401 - fixtures
 
 _serial = itertools.count(1)
 
 
 @pytest.fixture
-async def client(cluster):  # noqa: F811
-    """A client with all rights."""
-    async with kube.Client(kube.load_config(cluster.kubeconfig)) as made:
-        yield made
-
-
-@pytest.fixture
-async def namespace(client):
+async def namespace(client):  # noqa: F811
     """A namespace of its own for each test."""
     name = f"c{next(_serial)}"
     body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
@@ -44,36 +37,7 @@ async def service(hub):  # noqa: F811
         budget=iothub.Budget(iothub.UNLIMITED),
         backoff=iothub.Backoff(base_seconds=0.1, tries=2),
     ) as made:
-        system = {
-            "type": "docker",
-            "status": "running",
-            "restartPolicy": "always",
-            "settings": {"image": "runtime", "createOptions": "{}"},
-        }
-        agent = {
-            "schemaVersion": "1.1",
-            "runtime": {"type": "docker", "settings": {}},
-            "systemModules": {"edgeAgent": system, "edgeHub": system},
-            "modules": {},
-        }
-        edge_hub = {
-            "schemaVersion": "1.1",
-            "routes": {},
-            "storeAndForwardConfiguration": {"timeToLiveSecs": 7200},
-        }
-        await made.create_configuration(
-            {
-                "id": "base",
-                "targetCondition": "*",
-                "priority": 0,
-                "content": {
-                    "modulesContent": {
-                        "$edgeAgent": {"properties.desired": agent},
-                        "$edgeHub": {"properties.desired": edge_hub},
-                    }
-                },
-            }
-        )
+        await made.create_configuration(base_deployment())
         yield made
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
@@ -75,8 +76,15 @@ def plant(tmp_path):
     return settings.parse("plant", raw, environ={})
 
 
-def test_same_objects_as_the_environment_makes(template, plant):
+@pytest.mark.parametrize("enter", [False, True])
+def test_same_objects_as_the_environment_makes(template, plant, enter):
     """One connector, two ways to install it: chart and `kvedge up` agree in every field."""
+    plant = dataclasses.replace(
+        plant,
+        platform=dataclasses.replace(
+            plant.platform, connector=dataclasses.replace(plant.platform.connector, exec=enter)
+        ),
+    )
     name = plant.platform.connector.node_name
     values = {
         "image": {"repository": "registry.example.net/kvedge", "tag": "1"},
@@ -89,6 +97,7 @@ def test_same_objects_as_the_environment_makes(template, plant):
             {"ip": ip, "hostnames": [host]} for host, ip in sorted(plant.hosts.items())
         ],
         "nodeSelector": None,
+        "exec": {"enabled": enter, "secretName": f"{name}-exec"},
     }
     found = {key(obj): bare(obj) for obj in template("--set-json", json.dumps(values))}
     wanted = [

@@ -11,18 +11,11 @@ import pytest
 from kvedge import kube
 from kvedge.node import NodeSpec, running
 from kvedge.node.mock import MockProvider
-from kvedge.testing.clusters import cluster  # noqa: F401 - a fixture
+from kvedge.testing.clusters import client, cluster  # noqa: F401 - fixtures
 
 
 @pytest.fixture
-async def client(cluster):  # noqa: F811
-    """A client with all rights."""
-    async with kube.Client(kube.load_config(cluster.kubeconfig)) as made:
-        yield made
-
-
-@pytest.fixture
-async def namespace(client):
+async def namespace(client):  # noqa: F811
     """A namespace of its own for each test."""
     name = f"t{secrets.token_hex(4)}"
     body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}

@@ -8,7 +8,6 @@ import fcntl
 import os
 import pty
 import re
-import socket
 import struct
 import subprocess
 import termios
@@ -18,6 +17,7 @@ import pytest
 from kvedge import errors, tools
 from kvedge.node import running
 from kvedge.node.mock import MockProvider
+from kvedge.testing.clusters import free_ports
 from kvedge.testing.waiting import until_async
 
 pytestmark = pytest.mark.timeout(300)
@@ -131,13 +131,6 @@ class LocalProvider(MockProvider):
             writer.close()
 
 
-def free_port() -> int:
-    """Return a port that nobody uses now."""
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        return held.getsockname()[1]
-
-
 class Kubectl:
     """kubectl in one namespace."""
 
@@ -163,7 +156,7 @@ class Kubectl:
 async def kubectl(request, start_node, client, namespace, cluster, tmp_path):
     """kubectl, and the provider of a node with the pod `a`, reached by either protocol."""
     provider = LocalProvider(tmp_path)
-    port = free_port()
+    (port,) = free_ports(1)
     features = ("ExtendWebSocketsToKubelet",) if request.param == "websocket" else ()
     serving = running.Serving(listen="127.0.0.1", port=port, client_ca=cluster.kubelet_client)
     spec = {"port": port, "declared_features": features}

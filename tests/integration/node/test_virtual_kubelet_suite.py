@@ -122,21 +122,13 @@ import asyncio, sys
 from pathlib import Path
 from kvedge import errors, iothub
 from kvedge.redact import Secret
-system = {"type": "docker", "status": "running", "restartPolicy": "always",
-          "settings": {"image": "runtime", "createOptions": "{}"}}
-agent = {"schemaVersion": "1.1", "runtime": {"type": "docker", "settings": {}},
-         "systemModules": {"edgeAgent": system, "edgeHub": system}, "modules": {}}
-edge_hub = {"schemaVersion": "1.1", "routes": {},
-            "storeAndForwardConfiguration": {"timeToLiveSecs": 7200}}
+from kvedge.testing.hubs import base_deployment
 async def main():
     async with iothub.Hub.from_connection_string(
         Secret(Path(sys.argv[1]).read_text().strip()), ca_file=Path(sys.argv[2])) as hub:
         try:
-            await hub.create_configuration({
-                "id": "suite-base", "targetCondition": "tags.suite='yes'", "priority": 0,
-                "content": {"modulesContent": {
-                    "$edgeAgent": {"properties.desired": agent},
-                    "$edgeHub": {"properties.desired": edge_hub}}}})
+            await hub.create_configuration(
+                base_deployment("tags.suite='yes'", name="suite-base"))
         except errors.Conflict:
             pass
 asyncio.run(main())

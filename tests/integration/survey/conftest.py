@@ -8,7 +8,7 @@ import pytest
 
 from kvedge import kube
 from kvedge.testing import kinds
-from kvedge.testing.clusters import cluster  # noqa: F401 - a fixture
+from kvedge.testing.clusters import client, cluster  # noqa: F401 - fixtures
 from kvedge.testing.hubs import hub, hub_certificates  # noqa: F401 - fixtures
 
 _serial = itertools.count(1)
@@ -61,14 +61,7 @@ def storage_class(*, default=True):
 
 
 @pytest.fixture
-async def client(cluster):  # noqa: F811
-    """A client with all rights."""
-    async with kube.Client(kube.load_config(cluster.kubeconfig)) as made:
-        yield made
-
-
-@pytest.fixture
-async def good(client):
+async def good(client):  # noqa: F811
     """Make the cluster a good site again, whatever the test before did to it."""
     await kinds.install(client, DEFINITIONS)
     namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "kubevirt"}}

@@ -14,11 +14,13 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from kvedge import edge, errors, iothub
 from kvedge.connector import IotEdgeProvider, Settings
 from kvedge.connector.ledger import workload_of
-from kvedge.edge import packing
+from kvedge.edge import face, packing
 from kvedge.node.provider import Work
 
 pytestmark = pytest.mark.timeout(120)
 BOUND = 4
+LATE = 2
+"""So many requests may be under way when their sender has given them up."""
 SETTINGS = Settings(
     cluster="c1",
     node="n1",
@@ -33,7 +35,10 @@ SETTINGS = Settings(
 
 
 class MemoryHub:
-    """A hub whose one device runs everything at once; it can fail. It keeps no twins."""
+    """A hub whose one device runs everything at once. It keeps no twins.
+
+    It can fail, forget to answer, and take a request late, when its sender has given it up.
+    """
 
     host = "memory"
 
@@ -41,11 +46,33 @@ class MemoryHub:
         self.held = {}
         self.failing = False
         self.lost_answers = 0
+        self.delays = 0
+        self.late = []
+        self.serial = 0
         self.budget = iothub.Budget(iothub.UNLIMITED)
 
     def _check(self):
         if self.failing:
             raise errors.RemoteError("ask", status=503)
+
+    def _write(self, act):
+        self._check()
+        if self.delays and len(self.late) < LATE:
+            self.delays -= 1
+            self.late.append(act)
+            raise errors.RemoteError("write", reason="Unreachable")
+        return act()
+
+    def land(self):
+        """Take the oldest of the late requests."""
+        if self.late:
+            with contextlib.suppress(errors.RemoteError):
+                self.late.pop(0)()
+
+    def _put(self, wanted):
+        self.serial += 1
+        self.held[wanted["id"]] = {**copy.deepcopy(wanted), "etag": str(self.serial)}
+        return copy.deepcopy(self.held[wanted["id"]])
 
     async def configurations(self, **_options):
         self._check()
@@ -58,23 +85,33 @@ class MemoryHub:
         return copy.deepcopy(self.held[name])
 
     async def create_configuration(self, wanted):
-        self._check()
-        if wanted["id"] in self.held:
-            raise errors.Conflict("create", status=409)
-        self.held[wanted["id"]] = copy.deepcopy(wanted)
+        def act():
+            if wanted["id"] in self.held:
+                raise errors.Conflict("create", status=409)
+            return self._put(wanted)
+
+        made = self._write(act)
         if self.lost_answers:
             self.lost_answers -= 1
             raise errors.RemoteError("create", reason="Unreachable")
-        return copy.deepcopy(wanted)
+        return made
 
     async def update_configuration(self, wanted):
-        self.held[wanted["id"]] = copy.deepcopy(wanted)
-        return wanted
+        def act():
+            if wanted["id"] not in self.held:
+                raise errors.NotFound("update", status=404)
+            if self.held[wanted["id"]]["etag"] != wanted["etag"]:
+                raise errors.Conflict("update", status=412)
+            return self._put(wanted)
+
+        return self._write(act)
 
     async def delete_configuration(self, name):
-        self._check()
-        if self.held.pop(name, None) is None:
-            raise errors.NotFound("delete", status=404)
+        def act():
+            if self.held.pop(name, None) is None:
+                raise errors.NotFound("delete", status=404)
+
+        self._write(act)
 
     async def query_pages(self, _text, **_options):
         self._check()
@@ -124,6 +161,14 @@ class Api:
     def pods(self):
         return iter(tuple(self.held.values()))
 
+    def siblings(self, workload):
+        return [
+            pod["metadata"]["uid"]
+            for pod in self.held.values()
+            if not pod["metadata"].get("deletionTimestamp")
+            and (pod["metadata"]["namespace"], face.workload_of(pod)) == workload
+        ]
+
 
 def pod(uid, workload, image, packed):
     """Return a pod of a workload, as a ReplicaSet makes it."""
@@ -143,7 +188,10 @@ def pod(uid, workload, image, packed):
 
 
 class Convergence(RuleBasedStateMachine):
-    """Pods come, change and go; connectors restart; the hub fails and forgets to answer."""
+    """Pods come, change and go; the hub fails; one replica after the other leads.
+
+    What a replica has sent may arrive when it leads no more, or when it has long tried again.
+    """
 
     def __init__(self):
         super().__init__()
@@ -202,7 +250,9 @@ class Convergence(RuleBasedStateMachine):
 
     def settle(self):
         """Let everything that is owed happen with a healthy hub."""
-        self.hub.failing, self.hub.lost_answers = False, 0
+        self.hub.failing, self.hub.lost_answers, self.hub.delays = False, 0, 0
+        while self.hub.late:
+            self.hub.land()
         for _ in range(4):
             self.poll()
             self.retry()
@@ -280,7 +330,7 @@ class Convergence(RuleBasedStateMachine):
 
     @rule()
     def restart(self):
-        """Another process: nothing is remembered, all pods are handed over again."""
+        """Another replica leads: nothing is remembered, all pods are handed over again."""
         if self.worker:
             self.worker.cancel()
             self.loop.run_until_complete(asyncio.wait({self.worker}))
@@ -303,6 +353,15 @@ class Convergence(RuleBasedStateMachine):
     def lose_an_answer(self):
         self.hub.lost_answers = 1
 
+    @rule()
+    def delay_a_write(self):
+        self.hub.delays = 1
+
+    @precondition(lambda self: self.hub.late)
+    @rule()
+    def land(self):
+        self.hub.land()
+
     @invariant()
     def bounded(self):
         """No workload ever has more deployments than its pods and the bound."""
@@ -311,7 +370,7 @@ class Convergence(RuleBasedStateMachine):
             counts[workload_of(held)[1]] = counts.get(workload_of(held)[1], 0) + 1
         for workload, count in counts.items():
             pods = sum(f"{workload}-h-" in p["metadata"]["name"] for p in self.api.held.values())
-            assert count <= BOUND + pods + 1
+            assert count <= BOUND + pods + 1 + LATE
 
 
 Convergence.TestCase.settings = settings(max_examples=50, stateful_step_count=40, deadline=None)

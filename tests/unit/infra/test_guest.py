@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import tomllib
 from typing import TYPE_CHECKING
 
@@ -13,8 +14,12 @@ from cryptography.hazmat.primitives import serialization
 from hypothesis import strategies
 
 from infra import guest
+from kvedge import processes
 
 if TYPE_CHECKING:
+    import pathlib
+    import subprocess
+
     from kvedge import spec
 
 
@@ -34,6 +39,49 @@ def test_host_keys_are_real_and_always_the_same(seed: str, device: str) -> None:
 def test_each_device_has_a_key_of_its_own() -> None:
     """One seed, many keys."""
     assert guest.host_key("s", "a")[1] != guest.host_key("s", "b")[1]
+
+
+def run_as_connector(tmp_path: pathlib.Path, asked: str) -> subprocess.CompletedProcess[str]:
+    """Run what sshd runs for the connector's key; docker is a script that tells its arguments."""
+    line = guest.exec_only(guest.exec_key("seed")[1])
+    match = re.fullmatch(r'restrict,pty,command="(.*)" ssh-ed25519 [A-Za-z0-9+/=]+ \S+', line)
+    assert match
+    docker = tmp_path / "docker"
+    docker.write_text("#!/bin/sh\nprintf '%s|' \"$@\"\n")
+    docker.chmod(0o755)
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SSH_ORIGINAL_COMMAND": asked}
+    return processes.run(
+        ["/bin/sh", "-c", match[1].replace('\\"', '"')], what="exec", env=env, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-i", "-t", "app-main", "sh"],
+        ["app_1", "sh", "-c", "echo 'a b' \"$HOME\"; ls *"],
+        ["m", "printf", "%s\n", "-i", "", "\n"],
+    ],
+)
+def test_connectors_key_runs_commands_in_modules(tmp_path: pathlib.Path, words: list[str]) -> None:
+    """Each word arrives as it was, and no shell of the guest sees it."""
+    done = run_as_connector(tmp_path, shlex.join(["docker", "exec", *words]))
+    assert done.stdout == "".join(f"{word}|" for word in ["exec", *words])
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "", "id", "docker ps", "docker run --privileged x sh", "docker exec m",
+        "docker exec --privileged m sh", "docker exec -u root m sh", "docker exec -- m sh",
+        "docker exec -it m sh", "sh -c 'docker exec m sh'", "docker exec 'm;id' sh", "docker exec '",
+    ],
+)  # fmt: skip
+def test_connectors_key_runs_nothing_else(tmp_path: pathlib.Path, asked: str) -> None:
+    """No other command, and none of docker's options but the two for input and terminal."""
+    done = run_as_connector(tmp_path, asked)
+    assert done.returncode != 0
+    assert done.stdout == ""
 
 
 def test_macs_are_local_unicast_and_stay(environment: spec.Environment) -> None:

@@ -351,3 +351,28 @@ def test_the_hubs_own_pause_is_the_first():
     """By default a refused request waits up to the 10 seconds that the hub asks for."""
     backoff = iothub.Backoff()
     assert (backoff.base_seconds, backoff.cap_seconds) == (10.0, 60.0)
+
+
+async def test_renewed_key_is_taken_when_the_old_one_is_refused(server, certificate):
+    """The connection string is read again on 401, and tried once; without a new one it stays 401."""
+    head = f"HostName=localhost:{server.server_port};SharedAccessKeyName=owner;SharedAccessKey="
+    current = [Secret(head + KEY)]
+    refused = (401, {}, {"Message": "ErrorCode:IotHubUnauthorizedAccess;Unauthorized"})
+    async with iothub.Hub.from_connection_string(
+        current[0], ca_file=certificate / "hub.crt", renewed=lambda: current[0]
+    ) as hub:
+        server.script += [refused]
+        with pytest.raises(errors.Unauthorized):
+            await hub.get_device("d")
+        current[0] = Secret(head + "bmV3LWtleQ==")
+        server.script += [refused, (200, {}, {"deviceId": "d"})]
+        assert await hub.get_device("d") == {"deviceId": "d"}
+        old, new = (headers["Authorization"] for _, _, headers, _ in server.seen[-2:])
+        assert old != new
+        # A string for another hub is not this hub's.
+        current[0] = Secret(
+            f"HostName=other.example.net;SharedAccessKeyName=o;SharedAccessKey={KEY}"
+        )
+        server.script += [refused]
+        with pytest.raises(errors.Unauthorized):
+            await hub.get_device("d")

@@ -50,6 +50,18 @@ def test_unreachable_broker_is_named(told):
     assert "http://127.0.0.1:1/capacity" in str(error)
 
 
+def test_iotedge_is_the_connector(told):
+    """The provider takes the common options here and its own from variables."""
+    error = told("--provider", "iotedge", "--nodename", "n", "--pod-sync-workers", "10")
+    assert isinstance(error, errors.KvedgeError)
+    assert (error.message, "HUB_CONNECTION_STRING" in error.hint) == ("no hub is given", True)
+    text = "HostName=127.0.0.1:1;SharedAccessKeyName=o;SharedAccessKey=c2VjcmV0"
+    error = told("--provider", "iotedge", HUB_CONNECTION_STRING=text)
+    assert isinstance(error, errors.RemoteError)
+    assert "kube-system" in str(error), "it looks for the cluster's id, as the connector does"
+    assert told("--provider", "iotedge", "--latency", "1").code == 2
+
+
 def test_shards_are_checked(told):
     """A shard beyond the last is told with an example."""
     error = told("--shard", "3/3")
