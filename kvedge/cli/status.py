@@ -23,7 +23,7 @@ __all__ = ["status"]
 @_common.output_option
 @_common.kubeconfig_option
 def status(output, kubeconfig, watch, interval) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
-    """Show VMs, devices, deployments and pods.
+    """Show VMs, devices, deployments and pods, and why a guest did not take its secret disk.
 
     With --watch, a terminal shows the newest table; elsewhere it is printed when it has changed
     (JSON: one object a line).

@@ -7,6 +7,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from kvedge import edge, errors, names
+from kvedge.survey import guests
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -56,6 +57,9 @@ class VmRow:
     """Runtime status by module name, as the device reported it."""
     pods: tuple[str, ...]
     """Workloads (namespace/name) whose deployment is on the device."""
+    apply_error: str = ""
+    """Why the guest did not take its secret disk, as it told on its console; asked only of running
+    VMs whose device is not connected."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,21 +95,36 @@ async def read_fleet(client: kube.Client, hub: iothub.Hub | None) -> Fleet:
         if edge.LABEL_WORKLOAD in (labels := found.get("labels") or {})
     }
     agents = {row["deviceId"]: row for row in rows}
+    found = [
+        _vm_row(vm, conditions.get(_key(vm), {}), services.result(), agents, owners, hub)
+        for vm in vms.result()
+    ]
+    found = await _with_apply_errors(client, found, notes)
     return Fleet(
-        vms=tuple(
-            sorted(
-                (
-                    _vm_row(
-                        vm, conditions.get(_key(vm), {}), services.result(), agents, owners, hub
-                    )
-                    for vm in vms.result()
-                ),
-                key=lambda row: (row.environment, row.namespace, row.name),
-            )
-        ),
+        vms=tuple(sorted(found, key=lambda row: (row.environment, row.namespace, row.name))),
         pods=tuple(sorted(map(_pod_row, pods.result()), key=lambda row: (row.namespace, row.name))),
         notes=tuple(notes),
     )
+
+
+async def _with_apply_errors(
+    client: kube.Client, rows: list[VmRow], notes: list[str]
+) -> list[VmRow]:
+    asked = {
+        (row.namespace, row.name)
+        for row in rows
+        if row.status == "Running" and row.connection != "Connected"
+    }
+    told, unread = await guests.read_apply_errors(client, asked)
+    notes += unread
+    notes += [
+        f"VM {namespace}/{name} did not take its secret disk: {error}"
+        for (namespace, name), error in sorted(told.items())
+    ]
+    return [
+        dataclasses.replace(row, apply_error=told.get((row.namespace, row.name), ""))
+        for row in rows
+    ]
 
 
 async def _items(client: kube.Client, path: str) -> list[KubeObject]:

@@ -15,6 +15,7 @@ import aiohttp
 from kvedge import errors
 from kvedge.connector import logs as agent_logs
 from kvedge.node.provider import LogOptions
+from kvedge.survey import guests
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from kvedge import iothub, kube
 
 __all__ = ["LogOptions", "console_log", "module_log"]
-
-_CONTAINER = "guest-console-log"
 
 
 async def console_log(
@@ -37,7 +36,7 @@ async def console_log(
     pod = await _launcher(client, namespace, vm)
     path = f"/api/v1/namespaces/{namespace}/pods/{pod}/log"
     params: dict[str, Any] = {
-        "container": _CONTAINER,
+        "container": guests.CONSOLE,
         "follow": str(options.follow).lower(),
         "timestamps": str(options.timestamps).lower(),
     }
@@ -78,7 +77,7 @@ def _refused(attempt: str, status: int, text: str, vm: str) -> errors.RemoteErro
 
 async def _launcher(client: kube.Client, namespace: str, vm: str) -> str:
     listed = await client.get(
-        f"/api/v1/namespaces/{namespace}/pods", labelSelector="kubevirt.io=virt-launcher"
+        f"/api/v1/namespaces/{namespace}/pods", labelSelector=guests.LAUNCHERS
     )
     mine = [
         pod for pod in listed["items"]
