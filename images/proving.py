@@ -56,11 +56,14 @@ _CHECKS = (
         '"ok": true',
     ),
     _Check("docker is active", "systemctl is-active docker", "active"),
+    _Check("the edge runtime is active", "systemctl is-active aziot-edged", "active"),
     _Check("the edge runtime starts at boot", "systemctl is-enabled aziot-edged", "enabled"),
     _Check(
         "only sshd listens to the outside",
-        "ss -Htln4 | awk '{print $4}' | grep -v -e ^127 -e ^172.17.0.1: | sort -u",
-        "0.0.0.0:22",
+        # 172.*: the engine's own networks.
+        r"ss -Htln | awk '{print $4}' | grep -v -e '^127\.' -e '^\[::1\]' -e '^172\.'"
+        " | sed 's/.*://' | sort -u",
+        "22",
     ),
     _Check(
         "the root file system has grown",
@@ -68,6 +71,18 @@ _CHECKS = (
         "yes",
     ),
 )
+_SECRETS = {
+    "config.toml": b"""\
+hostname = "edge-1"
+
+[provisioning]
+source = "manual"
+connection_string = "HostName=hub.invalid;DeviceId=edge-1;SharedAccessKey=cHJvdmluZw=="
+""",
+    # A hub that refuses connections, which the runtime has to live with.
+    "hosts": b"127.0.0.1 hub.invalid\n",
+}
+"""What a VM's secret disk holds beside its keys."""
 _FIRMWARE_FACT = {"bios": "no", "uefi": "yes"}
 
 
@@ -102,7 +117,7 @@ def _booted(disk: Path, firmware: str, deadline: float, progress: Progress) -> I
     progress(task, 0, len(_CHECKS) + 2, "waiting for a login")
     with (
         tempfile.TemporaryDirectory(prefix="kvedge-guest-") as folder,
-        booting.boot(disk, Path(folder), firmware=firmware) as guest,
+        booting.boot(disk, Path(folder), firmware=firmware, secrets=_SECRETS) as guest,
     ):
         try:
             client = guest.login(deadline=deadline)

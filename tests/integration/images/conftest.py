@@ -1,4 +1,4 @@
-"""A real OCI registry on loopback with TLS."""
+"""A real OCI registry on loopback with TLS, and first-boot data as users copy it from pages."""
 
 import contextlib
 import datetime
@@ -23,6 +23,47 @@ http:
   addr: 127.0.0.1:{port}
   tls: {{certificate: {cert}, key: {key}}}
 """
+
+
+# After cloud-init's own documentation: docs.cloud-init.io/en/latest/reference/yaml_examples.
+FAMILIES = {
+    "users": {
+        "users": [
+            "default",
+            {
+                "name": "ops",
+                "gecos": "Plant operator",
+                "groups": ["docker"],
+                "sudo": "ALL=(ALL) NOPASSWD:ALL",
+                "lock_passwd": True,
+                "shell": "/bin/bash",
+                "ssh_authorized_keys": ["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIA ops@plant"],
+            },
+        ]
+    },
+    "write_files": {
+        "write_files": [
+            {
+                "path": "/etc/plant.conf",
+                "encoding": "b64",
+                "content": "bGluZSA9IDcK",
+                "owner": "root:adm",
+                "permissions": "0640",
+            }
+        ]
+    },
+    "runcmd": {
+        "runcmd": [["sh", "-c", "echo hello world > /var/tmp/ran"], "true && ls -l / >/dev/null"]
+    },
+    "mounts": {
+        "mounts": [["tmpfs", "/srv/scratch", "tmpfs", "size=8m,nofail", "0", "0"]],
+        "swap": {"filename": "/swap.img", "size": 64 << 20},
+    },
+    "ntp": {
+        "ntp": {"enabled": True, "ntp_client": "systemd-timesyncd", "servers": ["time.example"]}
+    },
+    "proxies": {"apt": {"http_proxy": "http://proxy.example:3128", "preserve_sources_list": True}},
+}
 
 
 def _certificate(folder: Path) -> tuple[Path, Path]:

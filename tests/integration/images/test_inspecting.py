@@ -9,50 +9,10 @@ from images import inspecting
 from kvedge import errors
 from kvedge.cli.cloudinit import cloudinit as cloudinit_commands
 
+from .conftest import FAMILIES
+
 pytestmark = pytest.mark.timeout(1200)
 NAME = "debian-12-edge"
-
-
-# After cloud-init's own documentation: docs.cloud-init.io/en/latest/reference/yaml_examples.
-STOCK_FAMILIES = {
-    "users": {
-        "users": [
-            "default",
-            {
-                "name": "ops",
-                "gecos": "Plant operator",
-                "groups": ["docker"],
-                "sudo": "ALL=(ALL) NOPASSWD:ALL",
-                "lock_passwd": True,
-                "shell": "/bin/bash",
-                "ssh_authorized_keys": ["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIA ops@plant"],
-            },
-        ]
-    },
-    "write_files": {
-        "write_files": [
-            {
-                "path": "/etc/plant.conf",
-                "encoding": "b64",
-                "content": "bGluZSA9IDcK",
-                "owner": "root:adm",
-                "permissions": "0640",
-            }
-        ]
-    },
-    "runcmd": {
-        "runcmd": [["sh", "-c", "echo hello world > /var/tmp/ran"], "true && ls -l / >/dev/null"]
-    },
-    "mounts": {
-        "mounts": [
-            ["tmpfs", "/srv/scratch", "tmpfs", "size=8m,nofail", "0", "0"],
-        ]
-    },
-    "ntp": {
-        "ntp": {"enabled": True, "ntp_client": "systemd-timesyncd", "servers": ["time.example"]}
-    },
-    "proxies": {"apt": {"http_proxy": "http://proxy.example:3128", "preserve_sources_list": True}},
-}
 
 
 @pytest.fixture(scope="module")
@@ -67,10 +27,10 @@ def schema(built):
     return inspecting.schema(NAME)
 
 
-@pytest.mark.parametrize("family", STOCK_FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_stock_first_boot_data_is_valid(schema, family):
     """Each documented family renders, passes the guest's own schema and has none of the traps."""
-    text = cloudinit.render(cloudinit.UserData(hostname="edge-1", extra=STOCK_FAMILIES[family]))
+    text = cloudinit.render(cloudinit.UserData(hostname="edge-1", extra=FAMILIES[family]))
     assert cloudinit.lint(text) == []
     assert cloudinit.validate(text, schema) == []
 
