@@ -18,8 +18,7 @@ down:  ## Take the demo away
 	@$(BIN)/kvedge site down dev
 
 parts: setup
-	@$(BIN)/kvedge tools build
-	@$(BIN)/kvedge tools build helm vke2e
+	@$(BIN)/kvedge tools build --also helm --also vke2e
 	@$(BIN)/kvedge image build debian-12-edge
 
 test: parts  ## Unit and integration tests and one real VM, under 15 minutes

@@ -48,12 +48,13 @@ def list_(output: str) -> None:
 
 @tools.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...")
-def build(names: tuple[str, ...]) -> None:
-    """Build what is missing: the named programs, or all of them."""
+@click.option("--also", multiple=True, metavar="NAME", help="One more than kvedge itself drives.")
+def build(names: tuple[str, ...], also: tuple[str, ...]) -> None:
+    """Build what is missing: the named programs, or all that kvedge itself drives."""
     from kvedge import tools as programs
 
     with _common.progress_bars() as progress:
-        programs.ensure(names or programs.names(), progress=progress)
+        programs.ensure((*(names or programs.names()), *also), progress=progress)
 
 
 @tools.command()
