@@ -50,6 +50,8 @@ def ssh(
     from kvedge import access, kube
 
     _common.load_environment()
+    # What ssh and kubectl exec take as the end of their own options.
+    command = command[1:] if command[:1] == ("--",) else command
     config = kube.load_config(kubeconfig)
     wanted = access.parse_target(target, namespace=namespace or config.namespace, user=user)
 

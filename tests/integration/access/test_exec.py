@@ -67,6 +67,15 @@ def test_selector_chooses(cli, fleet):
     assert "no VM in namespace" in err
 
 
+def test_two_dashes_end_the_options(cli, fleet):
+    """`ssh VM -- COMMAND` runs the command, as ssh and kubectl exec do."""
+    fleet.add("a")
+    code, out, err = cli(
+        "ssh", "--via", "address", "-i", str(fleet.user_key), "a", "--", "echo", "one two"
+    )
+    assert (code, out) == (0, "one two\n"), err
+
+
 def test_large_output_and_long_commands(cli, fleet):
     """Two megabytes on both streams arrive whole; a command that does not end is given up."""
     fleet.add("a")

@@ -38,9 +38,11 @@ def test_commas_in_paths_do_not_become_options(vmi):
 
 
 def test_acceleration_is_software_unless_kvm_works(vmi):
-    """TCG runs multi-threaded."""
-    assert "tcg,thread=multi,tb-size=256" in _argv(vmi)
+    """TCG runs multi-threaded, with room for translated code by the guest's size."""
     assert "kvm" in _argv(vmi, accelerator="kvm")
+    for memory, room in (("128Mi", 256), ("768Mi", 768), ("1Gi", 1024), ("4Gi", 1024)):
+        vmi["spec"]["domain"]["memory"] = {"guest": memory}
+        assert f"tcg,thread=multi,tb-size={room}" in _argv(vmi)
 
 
 def test_efi_variables_are_the_guests_own(vmi):
