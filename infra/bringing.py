@@ -10,11 +10,22 @@ import dataclasses
 import os
 from typing import TYPE_CHECKING, Any
 
-from infra import access_keys, fleet, growing, hub_content, publishing, rendering, rollout, sweeping
+from infra import (
+    access_keys,
+    fleet,
+    growing,
+    guest,
+    hub_content,
+    publishing,
+    rendering,
+    rollout,
+    sweeping,
+)
 from kvedge import errors, iothub, kube, settings
 from kvedge.progress import Progress, silent
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from infra.engine import Engine, Event
@@ -59,6 +70,7 @@ def bring_up(
     by = builder or publishing.builder()
     for wanted in publishing.wanted_images(environment, by):
         by.build(wanted, progress)
+    guest.check_user_data(environment, _schema(environment, by))
     if not environment.ssh.authorized_keys:
         access_keys.make_user_key(environment)
     engine.prepare()
@@ -125,7 +137,9 @@ def render(engine: Engine, out: Path, *, store: str, register: bool) -> list[Pat
     environment = settings.parse(engine.stack, engine.settings(seed=True), environ=os.environ)
     if not environment.ssh.authorized_keys:
         access_keys.make_user_key(environment)
-    facts = rendering.facts_of(environment, publishing.builder())
+    by = publishing.builder()
+    guest.check_user_data(environment, _schema(environment, by))
+    facts = rendering.facts_of(environment, by)
     if register:
         strings = asyncio.run(_register(environment))
         facts = dataclasses.replace(facts, connection_strings=strings)
@@ -143,6 +157,13 @@ def publishing_checked(environment: spec.Environment) -> None:
     """Find out whether the registry answers, if images go through it."""
     if environment.registry.push:
         publishing.check_registry(environment.registry)
+
+
+def _schema(environment: spec.Environment, by: publishing.Builder) -> Mapping[str, Any] | None:
+    """Return the schema of the image's own cloud-init, if a VM has a cloud-config of its own."""
+    if not any(vm.cloud_init for vm in environment.fleet):
+        return None
+    return by.schema(environment.image.reference or environment.image.recipe)
 
 
 class _Told:

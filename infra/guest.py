@@ -7,15 +7,18 @@ everything that may change is on the disk and cloud-init says little.
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import json
 import uuid
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import yaml
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+import cloudinit
+from kvedge import errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from kvedge import spec
 
 __all__ = [
+    "check_user_data",
     "config_toml",
     "device_connection_string",
     "exec_key",
@@ -120,16 +124,56 @@ def device_connection_string(host: str, device_id: str, key: str) -> str:
 
 
 def user_data(environment: spec.Environment, vm: spec.Vm) -> str:
-    """Return the cloud-config: the name, and that host keys come from the secret disk."""
-    document = {
-        "hostname": host_name(environment, vm),
-        "preserve_hostname": False,
+    """Return the cloud-config: the name, that host keys are on the secret disk, the VM's own part.
+
+    Raises:
+        SpecError: the VM's own part says otherwise, with the path of each.
+    """
+    ours = {
         "manage_etc_hosts": False,
         "ssh_deletekeys": False,
-        "ssh_genkeytypes": [],
+        "ssh_genkeytypes": ["ed25519"],
         "growpart": {"mode": "auto", "devices": ["/"]},
     }
-    return "#cloud-config\n" + yaml.safe_dump(document, sort_keys=True)
+    try:
+        extra = cloudinit.merge(vm.cloud_init, ours)
+        return cloudinit.render(
+            cloudinit.UserData(hostname=host_name(environment, vm), extra=extra)
+        )
+    except errors.SpecError as cause:
+        problems = [
+            dataclasses.replace(one, path=f"cloudInit.{one.path.partition('.')[2]}")
+            for one in cause.problems
+        ]
+        raise errors.SpecError(f"VM {vm.name!r}", problems) from cause
+
+
+def check_user_data(environment: spec.Environment, schema: Mapping[str, Any] | None = None) -> None:
+    """Find out whether cloud-init will take what VMs are told at their first boot.
+
+    Args:
+        schema: the content of `schema-cloud-config-v1.json` of the image; None when it is not at
+            hand, then only known traps are looked for.
+
+    Raises:
+        SpecError: with every mistake of every VM.
+    """
+    problems: list[errors.Problem] = []
+    for vm in environment.fleet:
+        if not vm.cloud_init:
+            continue
+        try:
+            text = user_data(environment, vm)
+        except errors.SpecError as cause:
+            found = list(cause.problems)
+        else:
+            found = cloudinit.lint(text)
+            if schema is not None:
+                found += [one for one in cloudinit.validate(text, schema) if one not in found]
+            found = [dataclasses.replace(one, path=f"cloudInit.{one.path}") for one in found]
+        problems += [dataclasses.replace(one, path=f"VM {vm.name}: {one.path}") for one in found]
+    if problems:
+        raise errors.SpecError(f"environment {environment.name!r}", problems)
 
 
 def network_data(environment: spec.Environment, vm: spec.Vm) -> str:
@@ -137,17 +181,7 @@ def network_data(environment: spec.Environment, vm: spec.Vm) -> str:
 
     Netplan takes no globs, and networkd matches a name that may differ, so only the MAC is safe.
     """
-    document = {
-        "version": 2,
-        "ethernets": {
-            "eth0": {
-                "match": {"macaddress": mac_address(environment, vm)},
-                "set-name": "eth0",
-                "dhcp4": True,
-            }
-        },
-    }
-    return yaml.safe_dump(document, sort_keys=True)
+    return cloudinit.render_network(cloudinit.NetworkData(mac=mac_address(environment, vm)))
 
 
 def config_toml(environment: spec.Environment, vm: spec.Vm, connection_string: str) -> str:

@@ -17,6 +17,8 @@ from kvedge import errors, names
 from kvedge.progress import Progress, silent
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from kvedge import spec
 
 __all__ = ["Builder", "Wanted", "builder", "check_registry", "published", "tag", "wanted_images"]
@@ -48,6 +50,10 @@ class Builder(Protocol):
 
     def build(self, wanted: Wanted, progress: Progress = silent) -> Any:
         """Build the image into the cache, if it is not there."""
+        ...
+
+    def schema(self, image: str) -> Mapping[str, Any] | None:
+        """Return the schema of a built or pulled image's cloud-init; None if it is not at hand."""
         ...
 
     def publish(self, wanted: Wanted, registry: spec.Registry, progress: Progress = silent) -> str:
@@ -102,6 +108,14 @@ class _Images:
         if wanted.kind == "module":
             return containers.build_module(wanted.name, progress=progress)
         return containers.build_kvedge_image(progress=progress)
+
+    def schema(self, image: str) -> Mapping[str, Any] | None:
+        from images import inspecting
+
+        try:
+            return inspecting.schema(image)
+        except errors.KvedgeError:
+            return None
 
     def publish(self, wanted: Wanted, registry: spec.Registry, progress: Progress = silent) -> str:
         import images

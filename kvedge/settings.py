@@ -428,6 +428,7 @@ def _vm(part: Fields, plain: spec.Vm, *, own: tuple[str, ...]) -> spec.Vm:
             **part.mapping("nodeSelector", key=_label_key, value=_label_value),
         },
         tags={**plain.tags, **_tags(part)},
+        cloud_init={**plain.cloud_init, **_cloud_init(part)},
     )
     part.done()
     return vm
@@ -445,6 +446,17 @@ def _rollout(top: Fields) -> spec.Rollout:
     )  # fmt: skip
     part.done()
     return rollout
+
+
+def _cloud_init(part: Fields) -> dict[str, Any]:
+    """Take a mapping; what is in it is checked against the schema of the image's own cloud-init."""
+    found = part.raw("cloudInit")
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        part.problem("cloudInit", f"{found!r} is not a mapping", "write the keys of a cloud-config")
+        return {}
+    return found
 
 
 def _tags(part: Fields) -> dict[str, Any]:

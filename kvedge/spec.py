@@ -137,6 +137,8 @@ class Vm:
     """Labels that a node must have to run the VM."""
     tags: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Tags of the device's twin, beside `kvedge`."""
+    cloud_init: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """A cloud-config of the VM's own; cloud-init runs it once, when the OS disk is new."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -68,6 +68,14 @@ def test_telemetry_of_the_module_arrives_at_the_hub(demo):
     assert "temperature" in done.stdout
 
 
+def test_cloud_init_has_nothing_to_complain_about(demo):
+    """All stages ended well, and the guest's own schema takes what it was told."""
+    assert demo.ssh("cloud-init status --wait").stdout.strip(". \n") == "status: done"
+    assert demo.ssh("sudo cloud-init schema --system", check=False).returncode == 0
+    told = demo.ssh("sudo grep -e WARNING -e ERROR /var/log/cloud-init.log", check=False)
+    assert told.stdout == ""
+
+
 def test_second_up_changes_nothing(demo):
     """Neither kvedge nor a bare pulumi finds anything to do."""
     assert "no changes" in demo.kvedge("up", "dev").stdout

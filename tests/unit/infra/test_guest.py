@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shlex
 import tomllib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
@@ -14,7 +15,7 @@ from cryptography.hazmat.primitives import serialization
 from hypothesis import strategies
 
 from infra import guest
-from kvedge import processes
+from kvedge import errors, processes
 
 if TYPE_CHECKING:
     import pathlib
@@ -113,6 +114,44 @@ def test_cloud_init_documents_parse(environment: spec.Environment) -> None:
     assert network["ethernets"]["eth0"]["match"] == {
         "macaddress": guest.mac_address(environment, vm)
     }
+
+
+def with_cloud_init(environment: spec.Environment, part: dict[str, Any]) -> spec.Environment:
+    first, *others = environment.fleet
+    return dataclasses.replace(
+        environment, fleet=(dataclasses.replace(first, cloud_init=part), *others)
+    )
+
+
+def test_a_vms_own_cloud_config_is_added(environment: spec.Environment) -> None:
+    """Its keys stand beside ours."""
+    own = with_cloud_init(environment, {"runcmd": [["true"]], "timezone": "Europe/Paris"})
+    guest.check_user_data(own)
+    told = yaml.safe_load(guest.user_data(own, own.fleet[0]))
+    assert told["runcmd"] == [["true"]]
+    assert told["hostname"] == "plant-edge1"
+
+
+@pytest.mark.parametrize(
+    ("part", "path"),
+    [
+        ({"hostname": "other"}, "cloudInit.hostname"),
+        ({"ssh_deletekeys": True}, "cloudInit.ssh_deletekeys"),
+        ({"growpart": {"mode": "off"}}, "cloudInit.growpart.mode"),
+        ({"runcmd": "ls"}, "cloudInit.runcmd"),
+        ({"no_such_module": 1}, "cloudInit.no_such_module"),
+    ],
+)
+def test_a_cloud_config_that_cannot_work_is_refused(
+    environment: spec.Environment, part: dict[str, Any], path: str
+) -> None:
+    """What contradicts ours and what the image's schema refuses is told by VM and path."""
+    schema = {"properties": {"runcmd": {"type": "array"}, "hostname": {}, "preserve_hostname": {},
+                             "ssh_deletekeys": {}, "ssh_genkeytypes": {}, "growpart": {},
+                             "manage_etc_hosts": {}}}  # fmt: skip
+    with pytest.raises(errors.SpecError) as caught:
+        guest.check_user_data(with_cloud_init(environment, part), schema)
+    assert f"VM edge1: {path}" in [one.path for one in caught.value.problems]
 
 
 def test_the_secret_disk_has_what_the_image_applies(environment: spec.Environment) -> None:

@@ -46,6 +46,9 @@ class Builder:
         """Return a key."""
         return f"oci-{kind}{name}".ljust(36, "0")
 
+    def schema(self, image: str) -> None:
+        """No image, no schema."""
+
     def build(self, wanted: publishing.Wanted, progress: Progress = silent) -> Any:
         """Refuse: registering builds nothing."""
         raise AssertionError(wanted)
