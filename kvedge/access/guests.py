@@ -29,7 +29,7 @@ class Guest:
     host_key: str
     """Its public host key (`ssh-ed25519 AAAA…`); empty if the VM carries none."""
     address: str
-    """`host[:port]` of its LoadBalancer Service; empty if it has none."""
+    """`host:port` of its LoadBalancer Service; empty if it has none."""
 
     @property
     def host_name(self) -> str:
@@ -61,10 +61,8 @@ class Guest:
                 hint="go through the Kubernetes API (--via api), or look at: kubectl get services "
                 f"-n {self.target.namespace}",
             )
-        host, colon, port = self.address.rpartition(":")
-        if colon and port.isdigit() and "]" not in port:
-            return host.strip("[]"), int(port)
-        return self.address.strip("[]"), 22
+        host, _, port = self.address.rpartition(":")
+        return host.strip("[]"), int(port)
 
 
 async def find_guest(client: kube.Client, target: Target) -> Guest:
@@ -113,32 +111,34 @@ def _guest(vm: Mapping[str, Any], services: Sequence[Mapping[str, Any]], target:
 
 
 def service_address(vm: Mapping[str, Any], services: Sequence[Mapping[str, Any]]) -> str:
-    """Return `host[:port]` of the LoadBalancer Service that selects a VM; empty without one."""
+    """Return `host:port` of the LoadBalancer Service that leads to a VM's sshd; empty without."""
     labels = (vm["spec"].get("template") or {}).get("metadata", {}).get("labels") or {}
     for service in services:
         spec = service["spec"]
         selector = spec.get("selector") or {}
+        port = _ssh_port(spec)
         if (
             service["metadata"]["namespace"] != vm["metadata"]["namespace"]
             or spec.get("type") != "LoadBalancer"
             or not selector
             or not selector.items() <= labels.items()
+            or port is None
         ):
             continue
         published = (service["metadata"].get("annotations") or {}).get(_PUBLISHED, "")
-        if published:
-            return published.split(",")[0].partition("=")[2]
+        places = dict(item.partition("=")[::2] for item in published.split(","))
+        if str(port) in places:
+            return places[str(port)]
         given = (service.get("status", {}).get("loadBalancer") or {}).get("ingress") or ()
         if given:
             host = str(given[0].get("ip") or given[0].get("hostname") or "")
-            return f"[{host}]:{_port(spec)}" if ":" in host else f"{host}:{_port(spec)}"
+            return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     return ""
 
 
-def _port(spec: Mapping[str, Any]) -> int:
+def _ssh_port(spec: Mapping[str, Any]) -> int | None:
     """Return the Service's port that leads to the guest's port 22."""
-    ports = spec.get("ports") or ()
-    for port in ports:
+    for port in spec.get("ports") or ():
         if port.get("targetPort", port["port"]) in (22, "ssh"):
             return int(port["port"])
-    return int(ports[0]["port"]) if ports else 22
+    return None

@@ -13,12 +13,12 @@ import sys
 import threading
 from typing import TYPE_CHECKING
 
-import aiohttp
-
 from kvedge import errors, kube
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Generator
+
+    import aiohttp
 
     from kvedge.access.targets import Channel, Target
 
@@ -34,6 +34,8 @@ async def _websocket(
     client: kube.Client, target: Target, channel: Channel
 ) -> AsyncGenerator[aiohttp.ClientWebSocketResponse, None]:
     """Open the websocket, with the server's own words when it refuses."""
+    import aiohttp
+
     path = target.path(channel)
     attempt = f"reach the {channel.name} of {target.alias!r}"
     url = client.config.server + path
@@ -71,6 +73,7 @@ async def _pump(
     drain: Callable[[], object],
 ) -> None:
     """Carry bytes both ways until the guest's side ends; our end of input does not end it."""
+    from aiohttp import WSMsgType
 
     async def upward() -> None:
         while data := await reader.read(_CHUNK):
@@ -78,7 +81,7 @@ async def _pump(
 
     async def downward() -> None:
         async for message in stream:
-            if message.type is aiohttp.WSMsgType.BINARY:
+            if message.type is WSMsgType.BINARY:
                 write(message.data)
                 waited = drain()
                 if asyncio.iscoroutine(waited):
@@ -171,6 +174,8 @@ def local_socket(
             writer.close()
 
     def work() -> None:
+        import aiohttp
+
         try:
             asyncio.run(carry())
         except* errors.KvedgeError as group:

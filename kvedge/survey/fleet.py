@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from kvedge import edge, errors, names
+from kvedge import access, edge, errors, names
 from kvedge.survey import guests
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 __all__ = ["Fleet", "PodRow", "VmRow", "read_fleet"]
 
 _AGENTS = "SELECT * FROM devices.modules WHERE moduleId = '$edgeAgent'"
-_PUBLISHED = f"{names.ANNOTATION}/published"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +46,7 @@ class VmRow:
     agent: bool
     """The guest agent answers."""
     address: str
-    """Where its ssh Service is reached; empty if it has none yet."""
+    """`host:port` of its ssh Service; empty if it has none yet."""
     device: str
     connection: str
     """Connected or Disconnected as the hub says; `unknown` if it was not asked."""
@@ -188,7 +187,7 @@ def _vm_row(
         status=(vm.get("status") or {}).get("printableStatus", "Unknown"),
         ready=conditions.get("Ready") == "True",
         agent=conditions.get("AgentConnected") == "True",
-        address=_address(vm, services),
+        address=access.service_address(vm, services),
         device=device,
         connection=row.get("connectionState", "unknown")
         if row
@@ -205,23 +204,6 @@ def _vm_row(
 
 def _of(row: Mapping[str, Any] | None, key: str) -> Mapping[str, Any]:
     return (row or {}).get(key) or {}
-
-
-def _address(vm: KubeObject, services: list[KubeObject]) -> str:
-    for service in services:
-        spec = service["spec"]
-        if (
-            service["metadata"]["namespace"] == vm["metadata"]["namespace"]
-            and spec.get("type") == "LoadBalancer"
-            and (spec.get("selector") or {}).get(names.LABEL_VM) == vm["metadata"]["name"]
-        ):
-            published = (service["metadata"].get("annotations") or {}).get(_PUBLISHED, "")
-            if published:
-                return published.split(",")[0].partition("=")[2]
-            given = (service.get("status", {}).get("loadBalancer") or {}).get("ingress") or ()
-            if given:
-                return str(given[0].get("ip") or given[0].get("hostname") or "")
-    return ""
 
 
 def _pod_row(pod: KubeObject) -> PodRow:

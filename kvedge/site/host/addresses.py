@@ -56,11 +56,6 @@ class AddressPool:
         if self._given.pop(key, None):
             self._save()
 
-    def keep_only(self, keys: set[str]) -> None:
-        """Take back what belongs to none of the keys."""
-        for key in set(self._given) - keys:
-            self.free(key)
-
     def _give(self, key: str, address: str) -> str:
         self._given[key] = address
         self._save()

@@ -61,11 +61,9 @@ def test_nothing_is_written_without_identity_or_address(broken, way, words):
 @pytest.mark.parametrize(
     ("address", "place"),
     [
-        ("10.0.0.1", ("10.0.0.1", 22)),
         ("10.0.0.1:2222", ("10.0.0.1", 2222)),
         ("[fd00::1]:22", ("fd00::1", 22)),
-        ("[fd00::1]", ("fd00::1", 22)),
-        ("edge.example", ("edge.example", 22)),
+        ("edge.example:22", ("edge.example", 22)),
     ],
 )
 def test_addresses_are_read(address, place):
@@ -103,6 +101,21 @@ def test_the_services_ssh_port_is_found():
     assert access.service_address(mine, [service(status={})]) == ""
     other = {"metadata": {"name": "s", "namespace": "elsewhere"}}
     assert access.service_address(mine, [service(**other)]) == ""
+    web = {**service()["spec"], "ports": [{"port": 80}]}
+    assert access.service_address(mine, [service(spec=web), service()]) == "10.0.0.7:2022"
+
+
+@pytest.mark.parametrize(
+    ("published", "place"),
+    [("80=127.0.0.1:1,2022=127.0.0.1:2", "127.0.0.1:2"), ("80=127.0.0.1:1", "10.0.0.7:2022")],
+)
+def test_the_place_where_a_local_site_publishes_ssh_comes_first(published, place):
+    """Of several published ports, ssh's counts."""
+    metadata = {
+        "name": "s", "namespace": "plant", "annotations": {"kvedge.io/published": published},
+    }  # fmt: skip
+    mine = vm({"kvedge.io/vm": "edge1"})
+    assert access.service_address(mine, [service(metadata=metadata)]) == place
 
 
 @given(st.text(alphabet="abc.:/@-_ ", min_size=1, max_size=12))
