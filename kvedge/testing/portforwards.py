@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ssl
-import threading
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import WSMsgType, web
 
+from kvedge.testing.servers import serving
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 __all__ = ["api_objects", "running_portforwards"]
@@ -66,9 +66,6 @@ def running_portforwards(
         acts: gets (VM, act, body) of each act; one on a VM that is no guest is refused as KubeVirt
             refuses it.
     """
-    started = threading.Event()
-    found: list[int] = []
-    ending: list[Callable[[], object]] = []
 
     async def discovery(request: web.Request) -> web.Response:
         del request
@@ -128,32 +125,13 @@ def running_portforwards(
             acts.append((name, asked, await request.json()))
         return web.Response(status=202)
 
-    async def serve() -> None:
-        stop, loop = asyncio.Event(), asyncio.get_running_loop()
-        ending.append(lambda: loop.call_soon_threadsafe(stop.set))
-        app = web.Application()
-        root = f"/apis/{_GROUP}/{_VERSION}"
-        app.router.add_get(root, discovery)
-        guest = root + "/namespaces/{namespace}/virtualmachineinstances/{name}"
-        app.router.add_get(guest + "/portforward/22/tcp", portforward)
-        app.router.add_get(guest + "/console", console)
-        app.router.add_get(guest + "/vnc", screen)
-        app.router.add_put(root + "/namespaces/{namespace}/virtualmachines/{name}/{act}", act)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-        await runner.setup()
-        tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        tls.load_cert_chain(certificates[1], certificates[2])
-        await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()
-        found.append(runner.addresses[0][1])
-        started.set()
-        await stop.wait()
-        await runner.cleanup()
-
-    thread = threading.Thread(target=lambda: asyncio.run(serve()), name="virt-api", daemon=True)
-    thread.start()
-    assert started.wait(20), "the stand-in of virt-api did not start"
-    try:
-        yield found[0]
-    finally:
-        ending[0]()
-        thread.join(20)
+    app = web.Application()
+    root = f"/apis/{_GROUP}/{_VERSION}"
+    app.router.add_get(root, discovery)
+    guest = root + "/namespaces/{namespace}/virtualmachineinstances/{name}"
+    app.router.add_get(guest + "/portforward/22/tcp", portforward)
+    app.router.add_get(guest + "/console", console)
+    app.router.add_get(guest + "/vnc", screen)
+    app.router.add_put(root + "/namespaces/{namespace}/virtualmachines/{name}/{act}", act)
+    with serving(app, *certificates[1:]) as port:
+        yield port

@@ -11,16 +11,17 @@ import asyncio
 import contextlib
 import email.utils
 import secrets
-import ssl
-import threading
 import time
 from typing import TYPE_CHECKING
 
 import aiohttp
 from aiohttp import web
 
+from kvedge.testing.servers import serving
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    import ssl
+    from collections.abc import Iterator
     from pathlib import Path
 
     from kvedge import kube
@@ -147,31 +148,8 @@ def running_proxy(
     """
     ca, certificate, key = certificates
     proxy = Proxy(upstream, folder / "arc.kubeconfig", ca, shift_seconds)
-    started = threading.Event()
-    ending: list[Callable[[], object]] = []
-
-    async def serve() -> None:
-        stop, loop = asyncio.Event(), asyncio.get_running_loop()
-        ending.append(lambda: loop.call_soon_threadsafe(stop.set))
-        app = web.Application(client_max_size=64 * 1024**2)
-        app.router.add_route("*", "/{path:.*}", proxy.handle)
-        runner = web.AppRunner(app, shutdown_timeout=0.1)
-        await runner.setup()
-        tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        tls.load_cert_chain(certificate, key)
-        site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls)
-        await site.start()
-        proxy.port = runner.addresses[0][1]
+    app = web.Application(client_max_size=64 * 1024**2)
+    app.router.add_route("*", "/{path:.*}", proxy.handle)
+    with serving(app, certificate, key) as proxy.port:
         proxy.rotate()
-        started.set()
-        await stop.wait()
-        await runner.cleanup()
-
-    thread = threading.Thread(target=lambda: asyncio.run(serve()), name="proxy", daemon=True)
-    thread.start()
-    assert started.wait(20), "the proxy did not start"
-    try:
         yield proxy
-    finally:
-        ending[0]()
-        thread.join(20)
