@@ -1,6 +1,6 @@
 """The fleet page, read by an HTML parser: what is in it, and that nobody can put more into it.
 
-No browser is started: the page has no script, so what a parser sees is what a browser shows.
+What a real browser makes of it: test_browser.py.
 """
 
 from __future__ import annotations
