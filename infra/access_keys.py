@@ -107,9 +107,11 @@ def folder(environment: spec.Environment) -> Path:
     return top / ".kvedge" / environment.name / "keys"
 
 
-def service_connection_string(hub: spec.Hub) -> str:
-    """Return the service connection string with the name by which pods reach the hub."""
-    parts = [part for part in hub.connection_string.reveal().split(";") if part]
+def service_connection_string(environment: spec.Environment) -> str:
+    """Return the connector's connection string, with the name by which pods reach the hub."""
+    hub = environment.hub
+    own = environment.platform.connector.connection_string if environment.platform else None
+    parts = [part for part in (own or hub.connection_string).reveal().split(";") if part]
     return ";".join(
         f"HostName={hub.device_host}" if part.startswith("HostName=") else part for part in parts
     )

@@ -63,6 +63,8 @@ def bring_up(
         KvedgeError: a part cannot be reached, the engine failed or a VM is not ready; each by name.
     """
     environment = settings.parse(engine.stack, engine.settings(), environ=os.environ)
+    if environment.azure:
+        environment = _cloud_up(engine, environment, progress)
     asyncio.run(_check(environment))
     asyncio.run(_refuse_shrinking(environment))
     publishing_checked(environment)
@@ -93,6 +95,14 @@ def take_down(engine: Engine, *, keep_data: bool = False, progress: Progress = s
         KvedgeError: other environments need its platform, or something refused to go.
     """
     environment = settings.parse(engine.stack, engine.settings(), environ=os.environ)
+    if environment.azure:
+        from infra.azure import running
+
+        if not running.recall(environment, engine.settings(), progress=progress):
+            # Without a hub there never was anything else.
+            changes = _cloud_down(environment, progress)
+            return Outcome(environment=environment.name, changes=changes)
+        environment = settings.parse(engine.stack, engine.settings(), environ=os.environ)
     asyncio.run(_check(environment))
     asyncio.run(_refuse_needed(environment))
     progress("checks", 1, 1)
@@ -111,6 +121,8 @@ def take_down(engine: Engine, *, keep_data: bool = False, progress: Progress = s
     if failure is not None:
         # All that the state spoke of is gone now, so the state says nothing true any more.
         engine.forget()
+    if environment.azure:
+        _cloud_down(environment, progress)
     return Outcome(environment=environment.name, changes=changes, swept=tuple(swept))
 
 
@@ -144,6 +156,26 @@ def render(engine: Engine, out: Path, *, store: str, register: bool) -> list[Pat
         strings = asyncio.run(_register(environment))
         facts = dataclasses.replace(facts, connection_strings=strings)
     return rendering.write(rendering.rendered(environment, facts, store=store), out)
+
+
+def _cloud_up(
+    engine: Engine, environment: spec.Environment, progress: Progress
+) -> spec.Environment:
+    """Make what the section `azure` says; return the environment with what it gave."""
+    from infra.azure import running
+
+    told = _Told(progress, "pulumi up (Azure)")
+    told.end(running.bring_up(environment, engine.settings(), on_event=told, progress=progress))
+    return settings.parse(engine.stack, engine.settings(), environ=os.environ)
+
+
+def _cloud_down(environment: spec.Environment, progress: Progress) -> dict[str, int]:
+    from infra.azure import running
+
+    told = _Told(progress, "pulumi destroy (Azure)")
+    changes = running.take_down(environment, on_event=told, progress=progress)
+    told.end(changes)
+    return changes
 
 
 async def _register(environment: spec.Environment) -> dict[str, str]:
@@ -216,7 +248,8 @@ async def _check(environment: spec.Environment) -> None:
                 await client.path_of(api_version, kind)
             except errors.NotFound as cause:
                 raise errors.KvedgeError(
-                    f"the cluster knows no {kind!r}", hint="install KubeVirt and CDI on it"
+                    f"the cluster knows no {kind!r}",
+                    hint="install KubeVirt and CDI on it",
                 ) from cause
     async with _hub(environment, patient=False) as hub:
         await hub.statistics()

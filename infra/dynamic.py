@@ -7,6 +7,7 @@ nothing on `self` before `configure`: what is there then would be written to the
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,14 +17,14 @@ from pulumi.dynamic import ConfigureRequest, ResourceProvider
 from kvedge import errors, iothub, kube, settings
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Coroutine, Iterator
 
     from kvedge import spec
 
-__all__ = ["Provider", "plain"]
+__all__ = ["Provider", "plain", "plainly"]
 
 Result = TypeVar("Result")
-_KEYS = ("hub", "cluster", "registry")
+_KEYS = ("hub", "dps", "cluster", "registry")
 
 
 class Provider(ResourceProvider):
@@ -47,6 +48,10 @@ class Provider(ResourceProvider):
         hub = settings.parse_hub(self._stack, environ=os.environ)
         return iothub.Hub.from_connection_string(hub.connection_string, ca_file=hub.ca_file)
 
+    def dps(self) -> spec.Dps | None:
+        """Return the enrollment group that the devices register through, if there is one."""
+        return settings.parse_dps(self._stack, environ=os.environ)
+
     def cluster(self) -> kube.Client:
         """Return a client of the cluster; use it as an async context."""
         cluster = settings.parse_cluster(self._stack, environ=os.environ)
@@ -57,15 +62,22 @@ class Provider(ResourceProvider):
         return settings.parse_registry(self._stack, environ=os.environ)
 
     def run(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """Run to the end; pulumi calls from threads without a loop.
-
-        Raises:
-            RuntimeError: with the error's message and hint, which is all that pulumi shows.
-        """
-        try:
+        """Run to the end; pulumi calls from threads without a loop. Errors as `plainly`."""
+        with plainly():
             return asyncio.run(work)
-        except errors.KvedgeError as cause:
-            raise RuntimeError(plain(cause)) from cause
+
+
+@contextlib.contextmanager
+def plainly() -> Iterator[None]:
+    """Raise a KvedgeError as one with message and hint in its text, which is all pulumi shows.
+
+    Raises:
+        RuntimeError: in place of the KvedgeError.
+    """
+    try:
+        yield
+    except errors.KvedgeError as cause:
+        raise RuntimeError(plain(cause)) from cause
 
 
 def plain(error: errors.KvedgeError) -> str:

@@ -91,11 +91,13 @@ def find_project(stack: str, start: Path | None = None) -> Project:
     return make_project(state / "project", stacks=here if written else _SHIPPED)
 
 
-def make_project(folder: Path, *, stacks: Path) -> Project:
-    """Make a project that runs the installed program."""
+def make_project(
+    folder: Path, *, stacks: Path, name: str = settings.NAMESPACE, program: str = "infra.program"
+) -> Project:
+    """Make a project that runs an installed program."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    _write(folder / "Pulumi.yaml", _OURS + "runtime: python\n")
-    _write(folder / "__main__.py", "from infra import program\n\nprogram.main()\n")
+    _write(folder / "Pulumi.yaml", f"name: {name}\nruntime: python\n")
+    _write(folder / "__main__.py", f"from {program} import main\n\nmain()\n")
     return Project(folder=folder, stacks=stacks)
 
 
@@ -198,6 +200,14 @@ class Engine:
             "stack", "rm", "--force", "--yes", "--preserve-config", "--stack", self.stack,
             what=f"forget stack {self.stack!r}",
         )  # fmt: skip
+
+    def outputs(self) -> dict[str, Any]:
+        """Return what the stack's program exported, secrets in the clear."""
+        shown = self._text(
+            "stack", "output", "--json", "--show-secrets", "--stack", self.stack,
+            what=f"read the outputs of stack {self.stack!r}",
+        )  # fmt: skip
+        return json.loads(shown or "{}")
 
     # How
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import dataclasses
 import hashlib
-import json
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 import cloudinit
 from kvedge import errors
+from kvedge.redact import Secret
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -35,6 +35,7 @@ __all__ = [
     "host_key",
     "host_name",
     "hosts_lines",
+    "key_of",
     "mac_address",
     "network_data",
     "new_key_pair",
@@ -184,26 +185,30 @@ def network_data(environment: spec.Environment, vm: spec.Vm) -> str:
     return cloudinit.render_network(cloudinit.NetworkData(mac=mac_address(environment, vm)))
 
 
+def key_of(connection_string: str) -> str:
+    """Return the key of a device's connection string."""
+    return connection_string.rpartition("SharedAccessKey=")[2]
+
+
 def config_toml(environment: spec.Environment, vm: spec.Vm, connection_string: str) -> str:
-    """Return /etc/aziot/config.toml (aziot-edge 1.6: super_config.rs) for manual provisioning."""
-    lines = [f"hostname = {_quoted(host_name(environment, vm))}"]
-    if environment.hub.ca_file:
-        lines.append(f"trust_bundle_cert = {_quoted(f'file://{TRUSTED_CA}')}")
-    lines += [
-        "",
-        "[provisioning]",
-        'source = "manual"',
-        f"connection_string = {_quoted(connection_string)}",
-        "",
-        "[agent]",
-        'name = "edgeAgent"',
-        'type = "docker"',
-        "",
-        "[agent.config]",
-        f"image = {_quoted(environment.edge.agent_image)}",
-        "",
-    ]
-    return "\n".join(lines)
+    """Return /etc/aziot/config.toml, which holds the device's key."""
+    how: cloudinit.ManualConnectionString | cloudinit.DpsSymmetricKey
+    how = cloudinit.ManualConnectionString(connection_string=Secret(connection_string))
+    if environment.dps:
+        how = cloudinit.DpsSymmetricKey(
+            id_scope=environment.dps.id_scope,
+            registration_id=environment.device_id(vm),
+            key=Secret(key_of(connection_string)),
+            global_endpoint=environment.dps.endpoint,
+        )
+    return cloudinit.render_edge_config(
+        cloudinit.EdgeConfig(
+            provisioning=how,
+            hostname=host_name(environment, vm),
+            trust_bundle=f"file://{TRUSTED_CA}" if environment.hub.ca_file else "",
+            agent=cloudinit.Agent(image=environment.edge.agent_image),
+        )
+    )
 
 
 def hosts_lines(hosts: Mapping[str, str]) -> str:
@@ -271,8 +276,3 @@ def _openssh(key: ed25519.Ed25519PrivateKey, raw: bytes, comment: str) -> tuple[
 
 def _string(data: bytes) -> bytes:
     return len(data).to_bytes(4, "big") + data
-
-
-def _quoted(text: str) -> str:
-    """Return a TOML basic string; JSON's escapes are a part of TOML's."""
-    return json.dumps(text, ensure_ascii=False)

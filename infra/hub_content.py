@@ -6,6 +6,7 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any, cast
 
+import cloudinit
 from kvedge import errors
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ __all__ = [
     "ROLE_LABEL",
     "base_configuration",
     "base_owner",
+    "device_key",
     "device_tags",
     "ensure_base",
     "whole",
@@ -74,6 +76,11 @@ def _modules(edge: spec.EdgeRuntime) -> dict[str, Any]:
         "$edgeAgent": {"properties.desired": agent},
         "$edgeHub": {"properties.desired": hub},
     }
+
+
+def device_key(dps: spec.Dps | None, device_id: str) -> str:
+    """Return the key that the device's enrollment group gives it; empty without a group."""
+    return cloudinit.derived_key(dps.group_key, device_id).reveal() if dps else ""
 
 
 def device_tags(environment: spec.Environment, vm: spec.Vm) -> dict[str, Any]:

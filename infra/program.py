@@ -99,7 +99,7 @@ def _platform(
     node = VirtualNode(
         environment,
         image=own.reference if own else platform.connector.image,
-        connection_string=access_keys.service_connection_string(environment.hub),
+        connection_string=access_keys.service_connection_string(environment),
         authority=access_keys.trusted(environment.hub.ca_file),
         exec_key=access_keys.exec_key(environment),
         opts=options,

@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from infra import access_keys, guest, hub_content, manifests, node_manifests, publishing
+from infra import (
+    access_keys,
+    guest,
+    hub_content,
+    manifests,
+    node_manifests,
+    publishing,
+)
 from kvedge import errors
 
 if TYPE_CHECKING:
@@ -82,7 +89,8 @@ async def register(environment: spec.Environment, hub: iothub.Hub) -> dict[str, 
     for vm in environment.fleet:
         device_id, tags = environment.device_id(vm), hub_content.device_tags(environment, vm)
         owner = {key: tags["kvedge"][key] for key in hub_content.OWNER_TAGS}
-        identity = await hub.ensure_device(device_id, owner=owner, tags=tags)
+        derived = hub_content.device_key(environment.dps, device_id)
+        identity = await hub.ensure_device(device_id, owner=owner, tags=tags, key=derived)
         key = identity.get("authentication", {})["symmetricKey"]["primaryKey"]
         found[vm.name] = guest.device_connection_string(environment.hub.device_host, device_id, key)
     if environment.platform and environment.platform.base_target:
@@ -133,7 +141,7 @@ def rendered(environment: spec.Environment, facts: Facts, *, store: str = "") ->
         objects += [*node_manifests.rights(environment), *node_manifests.guards(environment)]
         hub = node_manifests.hub_secret(
             environment,
-            access_keys.service_connection_string(environment.hub),
+            access_keys.service_connection_string(environment),
             access_keys.trusted(environment.hub.ca_file),
         )
         own = [hub]

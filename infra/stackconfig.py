@@ -13,7 +13,7 @@ from kvedge import settings
 if TYPE_CHECKING:
     from kvedge import spec
 
-__all__ = ["load"]
+__all__ = ["load", "stack_settings"]
 
 
 def load() -> spec.Environment:
@@ -22,10 +22,10 @@ def load() -> spec.Environment:
     Raises:
         SpecError: with every mistake in the settings.
     """
-    return settings.parse(pulumi.get_stack(), _stack_settings(), environ=os.environ)
+    return settings.parse(pulumi.get_stack(), stack_settings(), environ=os.environ)
 
 
-def _stack_settings() -> dict[str, Any]:
+def stack_settings() -> dict[str, Any]:
     """Return all settings of our namespace; the engine keeps structured ones as JSON text."""
     prefix = f"{settings.NAMESPACE}:"
     found: dict[str, Any] = {}

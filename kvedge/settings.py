@@ -7,6 +7,8 @@ the stack's settings, else the default; `settle` decides that and tells which it
 
 from __future__ import annotations
 
+import base64
+import binascii
 import dataclasses
 import ipaddress
 import json
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
-from kvedge import conditions, errors, names, spec
+from kvedge import cloud, conditions, errors, names, spec
 from kvedge.fields import Fields, did_you_mean
 from kvedge.redact import Secret
 
@@ -32,7 +34,9 @@ __all__ = [
     "SECRETS",
     "Settled",
     "parse",
+    "parse_azure",
     "parse_cluster",
+    "parse_dps",
     "parse_hub",
     "parse_registry",
     "quantity",
@@ -55,6 +59,11 @@ ENVIRONMENT: dict[str, str] = {
     "hub.connectionStringFile": "KVEDGE_HUB_CONNECTION_STRING_FILE",
     "hub.deviceHost": "KVEDGE_HUB_DEVICE_HOST",
     "hub.caFile": "KVEDGE_HUB_CA_FILE",
+    "platform.connector.connectionString": "KVEDGE_CONNECTOR_CONNECTION_STRING",
+    "azure.arc.flux.token": "KVEDGE_FLUX_TOKEN",
+    "dps.idScope": "KVEDGE_DPS_ID_SCOPE",
+    "dps.groupKey": "KVEDGE_DPS_GROUP_KEY",
+    "dps.endpoint": "KVEDGE_DPS_ENDPOINT",
     "registry.push": "KVEDGE_REGISTRY_PUSH",
     "registry.pull": "KVEDGE_REGISTRY_PULL",
     "registry.caFile": "KVEDGE_REGISTRY_CA_FILE",
@@ -63,8 +72,19 @@ ENVIRONMENT: dict[str, str] = {
 """The variable that overrides each setting."""
 
 _DEFAULTS: dict[str, Any] = {"cluster.namespace": "default", "image.recipe": "debian-12-edge"}
-SECRETS = ("hub.connectionString", "keySeed")
+SECRETS = (
+    "hub.connectionString",
+    "dps.groupKey",
+    "platform.connector.connectionString",
+    "azure.arc.flux.token",
+    "keySeed",
+)
 """Settings that belong into the stack's encrypted configuration."""
+_GIVEN = {
+    "platform.connector.connectionString": "platform",
+    "azure.arc.flux.token": "azure.arc.flux",
+}
+"""Sections that no variable makes: without them in the stack's settings it is not looked at."""
 _VM_NAME_LIMIT = 40
 _ITEM = ("name", "mac")
 _NAME_HINT = "small letters, digits and '-'"
@@ -200,6 +220,7 @@ def read(name: str, top: Fields) -> spec.Environment:
         site=top.text("site", name, check=_label, hint="a DNS label"),
         cluster=_cluster(top),
         hub=_hub(top),
+        dps=_dps(top),
         registry=_registry(top, needed=needs_registry),
         image=image,
         ssh=_ssh(top),
@@ -208,6 +229,7 @@ def read(name: str, top: Fields) -> spec.Environment:
         rollout=_rollout(top),
         hosts=top.mapping("hosts", key=_host_name, value=_address),
         platform=platform,
+        azure=cloud.read(top, _secret),
         key_seed=Secret(seed) if seed else None,
         labels=top.mapping("labels", key=_label_key, value=_label_value),
     )
@@ -224,9 +246,19 @@ def parse_hub(stack: Mapping[str, Any], *, environ: Mapping[str, str]) -> spec.H
     return _alone(_hub, stack, environ)
 
 
+def parse_azure(stack: Mapping[str, Any], *, environ: Mapping[str, str]) -> spec.Azure | None:
+    """Return the section `azure`, if there is one; errors as `parse_hub`."""
+    return _alone(lambda top: cloud.read(top, _secret), stack, environ)
+
+
 def parse_cluster(stack: Mapping[str, Any], *, environ: Mapping[str, str]) -> spec.Cluster:
     """Return the cluster alone; errors as `parse_hub`."""
     return _alone(_cluster, stack, environ)
+
+
+def parse_dps(stack: Mapping[str, Any], *, environ: Mapping[str, str]) -> spec.Dps | None:
+    """Return the enrollment group, if there is one; errors as `parse_hub`."""
+    return _alone(_dps, stack, environ)
 
 
 def parse_registry(stack: Mapping[str, Any], *, environ: Mapping[str, str]) -> spec.Registry:
@@ -269,7 +301,11 @@ def _hub(top: Fields) -> spec.Hub:
     if file:
         text = Path(file).read_text(encoding="utf-8").strip()
     host = ""
-    if not text and not part.has("connectionStringFile") and not part.has("connectionString"):
+    given = part.has("connectionStringFile") or part.has("connectionString")
+    # The section `azure` makes the hub, so before its first run nothing is known of it.
+    if not given and top.has("azure"):
+        host = f"{cloud.hub_name(top)}.azure-devices.net"
+    elif not text and not given:
         part.problem(
             "", "no hub is named",
             "for a local site: kvedge site up, then source its env file; else: "
@@ -295,6 +331,23 @@ def _hub(top: Fields) -> spec.Hub:
     )
     part.done()
     return hub
+
+
+def _dps(top: Fields) -> spec.Dps | None:
+    if not top.has("dps"):
+        top.raw("dps")
+        return None
+    part, plain = top.section("dps"), spec.Dps(id_scope="", group_key=Secret(""))
+    dps = spec.Dps(
+        id_scope=part.text("idScope", check=_id_scope, hint="as the service's overview shows it"),
+        group_key=Secret(_secret(part, "groupKey", check=_base64)),
+        endpoint=part.text("endpoint", plain.endpoint, check=_https),
+    )
+    for field, found in (("idScope", dps.id_scope), ("groupKey", dps.group_key.reveal())):
+        if part.usable and not found and not part.has(field):
+            part.problem(field, "is missing", "both are in the portal, or take the section out")
+    part.done()
+    return dps
 
 
 def _registry(top: Fields, *, needed: bool) -> spec.Registry:
@@ -490,6 +543,7 @@ def _platform(top: Fields) -> spec.Platform | None:
         replicas=inner.whole("replicas", plain.replicas, 1, 10),
         image=inner.text("image", check=_image_name),
         exec=inner.flag("exec", default=plain.exec),
+        connection_string=Secret(own) if (own := _secret(inner, "connectionString")) else None,
     )
     inner.done()
     platform = spec.Platform(
@@ -505,11 +559,15 @@ def _platform(top: Fields) -> spec.Platform | None:
     return platform
 
 
-def _secret(part: Fields, field: str) -> str:
+def _secret(part: Fields, field: str, *, check: Callable[[str], str] | None = None) -> str:
     value = part.raw(field)
     if isinstance(value, dict) and set(value) == {"secure"}:
         return _ENCRYPTED
-    return part.text(field)
+    text = part.text(field)
+    if text and check and (wrong := check(text)):
+        part.problem(field, wrong)
+        return ""
+    return text
 
 
 # Checks: each returns what is wrong, or an empty text
@@ -607,6 +665,22 @@ def _image_name(text: str) -> str:
     return "" if re.fullmatch(r"[a-z0-9][\w.:/@-]*", text) else "is not an image name"
 
 
+def _id_scope(text: str) -> str:
+    return "" if re.fullmatch(r"0ne[0-9A-Fa-f]{8}", text) else "is not an ID scope (0ne…)"
+
+
+def _base64(text: str) -> str:
+    try:
+        base64.b64decode(text, validate=True)
+    except binascii.Error:
+        return "is not base64"
+    return ""
+
+
+def _https(text: str) -> str:
+    return "" if re.fullmatch(r"https://[^\s/]+", text) else "is not https://HOST"
+
+
 def _public_key(text: str) -> str:
     return "" if _PUBLIC_KEY.fullmatch(text) else "is not an OpenSSH public key"
 
@@ -634,6 +708,9 @@ def _merged(
     """Return the settings with the winning flags, variables and defaults put in."""
     merged: dict[str, Any] = json.loads(json.dumps(dict(stack), default=str))
     for path in {*ENVIRONMENT, *_DEFAULTS, *flags}:
+        section = _GIVEN.get(path)
+        if section and _stacked(merged, section) is None:
+            continue
         won = settle(path, flags=flags, environ=environ, stack=stack)
         if won.source != "settings" and won.value is not None:
             value = won.value.reveal() if isinstance(won.value, Secret) else won.value

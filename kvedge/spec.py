@@ -18,10 +18,17 @@ if TYPE_CHECKING:
     from kvedge.redact import Secret
 
 __all__ = [
+    "Aks",
+    "Arc",
+    "Azure",
+    "AzureDps",
+    "AzureHub",
     "Cluster",
     "Connector",
+    "Dps",
     "EdgeRuntime",
     "Environment",
+    "Flux",
     "Hub",
     "Image",
     "Platform",
@@ -57,6 +64,18 @@ class Hub:
     """The hub's name as devices and pods know it."""
     ca_file: Path | None = None
     """Authority of the hub's certificate, if it is not a public one."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Dps:
+    """An enrollment group of a Device Provisioning Service that leads to the hub."""
+
+    id_scope: str
+    """The service's ID scope, such as `0ne00123ABC`."""
+    group_key: Secret
+    """The enrollment group's primary key, in base64; each device gets a key derived from it."""
+    endpoint: str = "https://global.azure-devices-provisioning.net"
+    """Where devices register."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,6 +198,8 @@ class Connector:
     """Empty: kvedge's own image, built here and pushed."""
     exec: bool = False
     """`kubectl exec` into modules of the environment's VMs, by an ssh key for nothing else."""
+    connection_string: Secret | None = None
+    """Of a hub policy of the connector's own; without one it uses the environment's."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,6 +212,94 @@ class Platform:
     """Target condition of the hub's base deployment; empty means no base deployment is made."""
     module_images: tuple[str, ...] = ()
     """Module images that are built here and pushed, such as `temperature-sensor`."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class AzureHub:
+    """An IoT Hub, with a policy for provisioning and one for the connector."""
+
+    name: str
+    """Unique in the world; devices reach it as `<name>.azure-devices.net`."""
+    sku: str = "S1"
+    """Its edition; automatic deployments need a standard one."""
+    units: int = 1
+    """How many units of the edition."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class AzureDps:
+    """A Device Provisioning Service that leads to the hub; it fills in the section `dps`."""
+
+    name: str
+    """Unique in the world."""
+    group: str = "kvedge"
+    """The enrollment group that the devices belong to."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Aks:
+    """An AKS cluster whose nodes can run VMs."""
+
+    name: str
+    """Of the cluster, and of its address."""
+    node_size: str = "Standard_D4s_v5"
+    """Of the nodes that run VMs; it must have nested virtualization."""
+    nodes: int = 1
+    """How many of them; a small one for the cluster's own pods comes on top."""
+    version: str = ""
+    """Of Kubernetes; empty is Azure's default."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Flux:
+    """A git repository that Arc's Flux extension applies to the cluster."""
+
+    url: str
+    """Of the repository, https or ssh."""
+    path: str
+    """Folder in it: what `kvedge render` wrote."""
+    branch: str = "main"
+    """Branch to follow."""
+    interval_seconds: int = 600
+    """How often to look for changes."""
+    user: str = ""
+    """Who reads a private repository by https."""
+    token: Secret | None = None
+    """That user's password or token."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Arc:
+    """The cluster as Azure Arc knows it."""
+
+    name: str
+    """Of the connected cluster in the resource group."""
+    connect: bool = False
+    """Connect the cluster by `az connectedk8s connect`; otherwise it is connected already."""
+    flux: Flux | None = None
+    """What the cluster pulls by itself, the connector included."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Azure:
+    """What is made in Azure before the environment itself."""
+
+    location: str
+    """Such as `westeurope`."""
+    resource_group: str
+    """Made by kvedge, and taken away with all that is in it."""
+    hub: AzureHub
+    """The hub; it fills in the section `hub`."""
+    subscription: str = ""
+    """Empty: the one that `az` or the ARM_* variables name."""
+    dps: AzureDps | None = None
+    """Without it, each VM is given its device's connection string."""
+    aks: Aks | None = None
+    """A cluster for the environment; without it, `cluster` names one that is there."""
+    arc: Arc | None = None
+    """The cluster's connection to Azure Arc."""
+    tags: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Of every resource."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,12 +324,17 @@ class Environment:
     """Images of the system modules."""
     fleet: tuple[Vm, ...]
     """The VMs: a list of them, or a mapping with `template`, `count` and `overrides`."""
+    dps: Dps | None = None
+    """The devices register themselves through this enrollment group; without it, each VM is given
+    its device's connection string."""
     rollout: Rollout = dataclasses.field(default_factory=Rollout)
     """How changes that need restarts go over the fleet."""
     hosts: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Host name to address: lines of the guests' /etc/hosts."""
     platform: Platform | None = None
     """What exactly one environment of a hub carries for all of them."""
+    azure: Azure | None = None
+    """What `kvedge up` makes in Azure first."""
     key_seed: Secret | None = None
     """Random text that the VMs' host keys are derived from; None until the stack has one."""
     labels: Mapping[str, str] = dataclasses.field(default_factory=dict)

@@ -34,6 +34,8 @@ class EdgeDeviceProvider(dynamic.Provider):
         other = _olds["device_id"] != _news["device_id"]
         fields = ("tags", "device_host", "key_version")
         changed = other or any(_olds.get(k, 1) != _news.get(k) for k in fields)
+        if wanted := hub_content.device_key(self.dps(), _news["device_id"]):
+            changed = changed or wanted != guest.key_of(_olds["connection_string"])
         return DiffResult(changes=changed, replaces=["device_id"] if other else [])
 
     def update(self, _id: str, _olds: dict[str, Any], _news: dict[str, Any]) -> UpdateResult:
@@ -41,7 +43,7 @@ class EdgeDeviceProvider(dynamic.Provider):
         gone = dict.fromkeys(set(_olds["tags"]) - set(_news["tags"]))
         old = ""
         if _olds.get("key_version", 1) != _news["key_version"]:
-            old = _olds["connection_string"].rpartition("SharedAccessKey=")[2]
+            old = guest.key_of(_olds["connection_string"])
         return UpdateResult(outs=self.run(self._ensure(_news, gone, old)))
 
     def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
@@ -56,11 +58,14 @@ class EdgeDeviceProvider(dynamic.Provider):
         self, props: dict[str, Any], gone: Mapping[str, None] | None = None, old: str = ""
     ) -> dict[str, Any]:
         device_id = props["device_id"]
+        derived = hub_content.device_key(self.dps(), device_id)
         async with self.hub() as hub:
-            identity = await hub.ensure_device(device_id, owner=_owner(props), tags=props["tags"])
+            identity = await hub.ensure_device(
+                device_id, owner=_owner(props), tags=props["tags"], key=derived
+            )
             if gone:
                 await hub.update_twin(device_id, {"tags": dict(gone)})
-            if old:
+            if old and not derived:
                 identity = await hub.renew_device_key(device_id, old=old)
         key = identity.get("authentication", {})["symmetricKey"]["primaryKey"]
         text = guest.device_connection_string(props["device_host"], device_id, key)

@@ -110,8 +110,13 @@ class Hub:
             lambda p: p.devices.get_identity(device_id),
         )  # fmt: skip
 
-    async def create_device(self, device_id: str, *, edge: bool = True) -> DeviceIdentity:
-        """Create a device whose keys the hub makes.
+    async def create_device(
+        self, device_id: str, *, edge: bool = True, key: str = ""
+    ) -> DeviceIdentity:
+        """Create a device.
+
+        Args:
+            key: its primary key; without one the hub makes both keys.
 
         Raises:
             Conflict: the device exists.
@@ -119,43 +124,53 @@ class Hub:
 
         def send(protocol: Any) -> Any:
             kinds = _models()
+            # The hub takes both keys or none.
+            pair = kinds.SymmetricKey(primary_key=key, secondary_key=_new_key()) if key else None
             body = kinds.Device(
                 device_id=device_id,
                 status="enabled",
                 capabilities=kinds.DeviceCapabilities(iot_edge=edge),
-                authentication=kinds.AuthenticationMechanism(type="sas"),
+                authentication=kinds.AuthenticationMechanism(type="sas", symmetric_key=pair),
             )
             return protocol.devices.create_or_update_identity(device_id, body)
 
         return await self._call(f"create device {device_id!r}", "registry", send, lane=Lane.BULK)
 
     async def ensure_device(
-        self, device_id: str, *, owner: Mapping[str, str], tags: Mapping[str, Any] | None = None
-    ) -> DeviceIdentity:
+        self, device_id: str, *, owner: Mapping[str, str], tags: Mapping[str, Any] | None = None,
+        key: str = "",
+    ) -> DeviceIdentity:  # fmt: skip
         """Create an edge device with tags, or adopt it if it is ours or was half made.
 
         Args:
             device_id: the device.
             owner: members of `tags.kvedge` that tell whose it is.
             tags: the whole set of tags to write, `kvedge` included.
+            key: the primary key that it shall have; without one, the hub's own is left alone.
 
         Raises:
             Conflict: the device exists and is somebody else's.
         """
         try:
-            device = await self.create_device(device_id)
+            device = await self.create_device(device_id, key=key)
         except errors.Conflict:
             device = await self.get_device(device_id)
             await self._refuse_foreign(device, owner)
+            found = (device.get("authentication", {}).get("symmetricKey") or {}).get("primaryKey")
+            if key and found and found != key:
+                device = await self.renew_device_key(device_id, old=found, fresh=key)
         if tags is not None:
             await self.update_twin(device_id, {"tags": dict(tags)})
         return device
 
-    async def renew_device_key(self, device_id: str, *, old: str) -> DeviceIdentity:
+    async def renew_device_key(
+        self, device_id: str, *, old: str, fresh: str = ""
+    ) -> DeviceIdentity:
         """Give a device a new primary key; the old one goes on as its secondary key.
 
         Args:
             old: the primary key that is to go; if the hub has another one, it was renewed already.
+            fresh: the new key; without one it is drawn.
 
         Raises:
             NotFound: there is no such device.
@@ -165,7 +180,7 @@ class Hub:
         key = device.get("authentication", {}).get("symmetricKey") or {}
         if key.get("primaryKey") != old:
             return device
-        fresh = base64.b64encode(secrets.token_bytes(32)).decode()
+        fresh = fresh or _new_key()
 
         def send(protocol: Any) -> Any:
             kinds = _models()
@@ -479,6 +494,10 @@ def _models() -> Any:
     from azure.iot.hub.protocol import models
 
     return models
+
+
+def _new_key() -> str:
+    return base64.b64encode(secrets.token_bytes(32)).decode()
 
 
 def _quoted(etag: str) -> str:

@@ -15,13 +15,12 @@ from cryptography.hazmat.primitives import serialization
 from hypothesis import strategies
 
 from infra import guest
-from kvedge import errors, processes
+from kvedge import errors, processes, spec
+from kvedge.redact import Secret
 
 if TYPE_CHECKING:
     import pathlib
     import subprocess
-
-    from kvedge import spec
 
 
 @hypothesis.given(strategies.text(min_size=1, max_size=60), strategies.text(max_size=40))
@@ -94,14 +93,34 @@ def test_macs_are_local_unicast_and_stay(environment: spec.Environment) -> None:
     assert guest.mac_address(environment, second) == "02:00:00:00:00:07"
 
 
+CONNECTION = "HostName=h;DeviceId=d;SharedAccessKey=S0VZ"
+
+
 def test_config_toml_is_toml_with_the_connection_string(environment: spec.Environment) -> None:
-    """The identity service reads exactly what was meant, whatever characters are in it."""
-    text = 'HostName=h;DeviceId=d;SharedAccessKey="\\quoted"'
+    """The identity service reads exactly what was meant."""
+    text = CONNECTION
     found = tomllib.loads(guest.config_toml(environment, environment.fleet[0], text))
     assert found["provisioning"] == {"source": "manual", "connection_string": text}
     assert found["hostname"] == "plant-edge1"
     assert found["trust_bundle_cert"] == "file:///etc/kvedge/trusted-ca.pem"
     assert found["agent"]["config"]["image"].startswith("mcr.microsoft.com/")
+
+
+def test_config_toml_of_an_enrollment_group(environment: spec.Environment) -> None:
+    """The device registers itself: scope, its own id, and the key that is derived for it."""
+    dps = spec.Dps(id_scope="0ne00123ABC", group_key=Secret("R1JPVVA="))
+    joined = dataclasses.replace(environment, dps=dps)
+    found = tomllib.loads(guest.config_toml(joined, joined.fleet[0], CONNECTION))
+    assert found["provisioning"] == {
+        "source": "dps",
+        "global_endpoint": "https://global.azure-devices-provisioning.net",
+        "id_scope": "0ne00123ABC",
+        "attestation": {
+            "method": "symmetric_key", "registration_id": "plant-edge1",
+            "symmetric_key": {"value": "S0VZ"},
+        },
+    }  # fmt: skip
+    assert "R1JPVVA" not in str(found)
 
 
 def test_cloud_init_documents_parse(environment: spec.Environment) -> None:
@@ -157,7 +176,7 @@ def test_a_cloud_config_that_cannot_work_is_refused(
 def test_the_secret_disk_has_what_the_image_applies(environment: spec.Environment) -> None:
     """File names are a contract with the image's unit."""
     files = guest.secret_disk(
-        environment, environment.fleet[0], connection_string="c", keys=("private", "public"),
+        environment, environment.fleet[0], connection_string=CONNECTION, keys=("private", "public"),
         authorized_keys=["k1", "k2"], trusted_ca="PEM\n",
     )  # fmt: skip
     assert set(files) == {
@@ -173,7 +192,7 @@ def test_the_secret_disk_has_what_the_image_applies(environment: spec.Environmen
 def test_public_authorities_need_no_file(environment: spec.Environment, trusted: str) -> None:
     """Without a private authority there is no trust file."""
     files = guest.secret_disk(
-        environment, environment.fleet[0], connection_string="c", keys=("a", "b"),
+        environment, environment.fleet[0], connection_string=CONNECTION, keys=("a", "b"),
         authorized_keys=[], trusted_ca=trusted,
     )  # fmt: skip
     assert ("trusted-ca.pem" in files) is bool(trusted)

@@ -27,7 +27,7 @@ class Mocks(pulumi.runtime.Mocks):
         self.seen[args.name] = {"type": args.typ, **args.inputs}
         outs = dict(args.inputs)
         if args.typ.endswith("EdgeDevice"):
-            outs["connection_string"] = "HostName=h;DeviceId=d;SharedAccessKey=DEVICEKEY"
+            outs["connection_string"] = "HostName=h;DeviceId=d;SharedAccessKey=DEVICEKEY123"
         if args.typ.endswith("BootImage"):
             outs["reference"] = (
                 f"registry.example.net/{args.inputs['repository']}@sha256:{'1' * 64}"

@@ -5,23 +5,20 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import yaml
 
 from infra import rendering
-from kvedge import errors
-
-if TYPE_CHECKING:
-    from kvedge import spec
+from kvedge import errors, spec
 
 DIGEST = f"sha256:{'1' * 64}"
 
 
 def facts(environment: spec.Environment) -> rendering.Facts:
     """Return what the registry and the hub would say in the program's mocks."""
-    device = "HostName=h;DeviceId=d;SharedAccessKey=DEVICEKEY"
+    device = "HostName=h;DeviceId=d;SharedAccessKey=DEVICEKEY123"
     return rendering.Facts(
         image=f"registry.example.net/kvedge/debian-12-edge@{DIGEST}",
         image_key="oci-diskdebian-12-edge".ljust(36, "0"),

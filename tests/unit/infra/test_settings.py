@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 
 from images import recipe
-from kvedge import errors, settings
+from kvedge import errors, settings, spec
 
 REMOVE = object()
+AZURE: dict[str, Any] = {
+    "location": "westeurope", "resourceGroup": "edge", "hub": {"name": "edge-hub"},
+}  # fmt: skip
 
 BAD: list[tuple[str, dict[str, Any], str, str]] = [
     # name, changes by path, path of the problem, part of its message
@@ -71,6 +74,12 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
     ("missing connection file", {"hub.connectionStringFile": "/nowhere"},
      "hub.connectionStringFile", "not a file"),
     ("bad device host", {"hub.deviceHost": "a_b"}, "hub.deviceHost", "not a DNS name"),
+    ("no ID scope", {"dps": {"groupKey": "S0VZ"}}, "dps.idScope", "is missing"),
+    ("no group key", {"dps": {"idScope": "0ne00123ABC"}}, "dps.groupKey", "is missing"),
+    ("bad ID scope", {"dps": {"idScope": "my-dps", "groupKey": "S0VZ"}}, "dps.idScope", "not an ID scope"),
+    ("group key is none", {"dps": {"idScope": "0ne00123ABC", "groupKey": "key!"}}, "dps.groupKey", "not base64"),
+    ("endpoint without scheme", {"dps": {"idScope": "0ne00123ABC", "groupKey": "S0VZ", "endpoint": "dps.test"}},
+     "dps.endpoint", "not https://HOST"),
     ("no registry", {"registry": REMOVE}, "registry.push", "no registry is named"),
     ("registry with scheme", {"registry.push": "https://r"}, "registry.push", "HOST or HOST:PORT"),
     ("registry's port", {"registry.push": "r:99999"}, "registry.push", "not from 1 to 65535"),
@@ -89,6 +98,28 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
     ("target ends early", {"platform.baseTarget": "tags.a ="}, "platform.baseTarget", "ends too early"),
     ("bad node name", {"platform.connector": {"nodeName": "A"}}, "platform.connector.nodeName", "DNS"),
     ("no replica", {"platform.connector": {"replicas": 0}}, "platform.connector.replicas", "from 1"),
+    ("azure is text", {"azure": "westeurope"}, "azure", "not a mapping"),
+    ("no location", {"azure": AZURE, "azure.location": REMOVE}, "azure.location", "is missing"),
+    ("location with blank", {"azure": AZURE, "azure.location": "West Europe"}, "azure.location", "does not fit"),
+    ("group ends in a dot", {"azure": AZURE, "azure.resourceGroup": "edge."}, "azure.resourceGroup", "does not fit"),
+    ("no hub's name", {"azure": AZURE, "azure.hub": {}}, "azure.hub.name", "is missing"),
+    ("underscore in hub", {"azure": AZURE, "azure.hub.name": "my_hub"}, "azure.hub.name", "does not fit"),
+    ("free hub", {"azure": AZURE, "azure.hub.sku": "F1"}, "azure.hub.sku", "none of S1"),
+    ("bad subscription", {"azure": AZURE, "azure.subscription": "mine"}, "azure.subscription", "subscription's id"),
+    ("no DPS name", {"azure": AZURE, "azure.dps": {"group": "a"}}, "azure.dps.name", "is missing"),
+    ("node without nesting", {"azure": AZURE, "azure.aks": {"name": "a", "nodeSize": "Standard_B2s"}},
+     "azure.aks.nodeSize", "nested virtualization"),
+    ("Arm64 node", {"azure": AZURE, "azure.aks": {"name": "a", "nodeSize": "Standard_D4ps_v5"}},
+     "azure.aks.nodeSize", "nested virtualization"),
+    ("no nodes", {"azure": AZURE, "azure.aks": {"name": "a", "nodes": 0}}, "azure.aks.nodes", "from 1"),
+    ("version of Kubernetes", {"azure": AZURE, "azure.aks": {"name": "a", "version": "latest"}},
+     "azure.aks.version", "does not fit"),
+    ("repository by name", {"azure": AZURE, "azure.arc": {"name": "a", "flux": {"url": "git.x/y", "path": "p"}}},
+     "azure.arc.flux.url", "does not fit"),
+    ("path above", {"azure": AZURE, "azure.arc": {"name": "a", "flux": {"url": "https://git.x/y", "path": "../p"}}},
+     "azure.arc.flux.path", "does not fit"),
+    ("user without token", {"azure": AZURE, "azure.arc": {"name": "a", "flux": {"url": "https://git.x/y", "path": "p", "user": "me"}}},
+     "azure.arc.flux.user", "belong together"),
     ("bad site", {"site": "Lille!"}, "site", "not a DNS label"),
     ("bad own label", {"labels": {"a": "b c"}}, "labels.a", "label value"),
 ]  # fmt: skip
@@ -216,6 +247,36 @@ def test_the_connection_string_may_be_in_a_file(raw: dict[str, Any], tmp_path: P
     assert found.hub.device_host == "x"
 
 
+def test_a_variable_makes_no_platform(raw: dict[str, Any]) -> None:
+    """The connector's own policy is taken by the environment that has a connector, and no other."""
+    environ = {
+        "KVEDGE_CONNECTOR_CONNECTION_STRING": "HostName=h;SharedAccessKeyName=c;SharedAccessKey=k"
+    }
+    carrier = settings.parse("plant", raw, environ=environ).platform
+    assert carrier is not None
+    assert carrier.connector.connection_string is not None
+    other = changed(raw, {"platform": REMOVE})
+    assert settings.parse("plant", other, environ=environ).platform is None
+
+
+def test_azure_makes_the_hub_that_nobody_knows_yet(raw: dict[str, Any]) -> None:
+    """Validating needs no hub; its name is known from the section."""
+    made = changed(raw, {"hub": REMOVE, "azure": AZURE, "azure.aks": {"name": "lille"}})
+    found = settings.parse("plant", made, environ={})
+    assert found.hub.device_host == "edge-hub.azure-devices.net"
+    assert found.azure is not None
+    assert found.azure.aks == spec.Aks(name="lille")
+
+
+@pytest.mark.parametrize(
+    "size", ["Standard_D4s_v5", "Standard_D2_v3", "Standard_E8ds_v5", "Standard_D16as_v6"]
+)
+def test_sizes_with_nested_virtualization(raw: dict[str, Any], size: str) -> None:
+    """D, E and F series from the third generation on."""
+    made = changed(raw, {"azure": AZURE, "azure.aks": {"name": "a", "nodeSize": size}})
+    assert settings.parse("plant", made, environ={}).azure
+
+
 def test_encrypted_values_pass_without_the_key(raw: dict[str, Any]) -> None:
     """Validating needs no passphrase."""
     hidden = changed(raw, {"hub.connectionString": {"secure": "v1:x"}, "hub.deviceHost": "h"})
@@ -262,5 +323,5 @@ def changed(raw: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
         if value is REMOVE:
             del target[last]
         else:
-            target[last] = value
+            target[last] = copy.deepcopy(value)
     return copied
