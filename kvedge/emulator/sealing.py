@@ -17,10 +17,9 @@ import hmac
 import secrets
 import struct
 
-from cryptography.hazmat.decrepit.ciphers.modes import CFB
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from kvedge.emulator import catalogue
 
@@ -43,8 +42,7 @@ class TpmKey:
         """Read it; raises ArgumentInvalid."""
         try:
             raw = base64.b64decode(str(text), validate=True)
-            (size,) = struct.unpack_from("!H", raw)
-            area = raw[2 : 2 + size]
+            area = _unsized(raw)
             self.public, self.aes_bytes = _rsa_key(area)
         except (binascii.Error, struct.error, ValueError) as error:
             raise catalogue.HubError(
@@ -112,8 +110,15 @@ def _derived(key: bytes, label: bytes, context: bytes, size: int) -> bytes:
 
 
 def _encrypted(key: bytes, data: bytes) -> bytes:
-    encryptor = Cipher(algorithms.AES(key), CFB(bytes(_BLOCK_BYTES))).encryptor()
-    return encryptor.update(data) + encryptor.finalize()
+    """Encrypt by AES in CFB mode from a block of zeros, as a TPM does inside its objects."""
+    blocks = Cipher(algorithms.AES(key), modes.ECB()).encryptor()  # noqa: S305 - made into CFB here
+    last, encrypted = bytes(_BLOCK_BYTES), b""
+    for at in range(0, len(data), _BLOCK_BYTES):
+        mask = blocks.update(last)
+        part = data[at : at + _BLOCK_BYTES]
+        last = bytes(one ^ other for one, other in zip(part, mask, strict=False))
+        encrypted += last
+    return encrypted
 
 
 def _name(area: bytes) -> bytes:
@@ -122,6 +127,12 @@ def _name(area: bytes) -> bytes:
 
 def _sized(data: bytes) -> bytes:
     return struct.pack("!H", len(data)) + data
+
+
+def _unsized(data: bytes) -> bytes:
+    if _sized(data[2:]) != data:
+        raise ValueError("the size is another one")
+    return data[2:]
 
 
 def _rsa_key(area: bytes) -> tuple[rsa.RSAPublicKey, int]:
