@@ -209,12 +209,11 @@ class Store:
                     del keys[bisect.bisect_left(keys, key)]
                 else:
                     bisect.insort(keys, key)
-            case "message" if (message := value or old) is not None:
-                queue = self._waiting.setdefault(message.device_id, {})
-                if value is None:
-                    queue.pop(key, None)
-                else:
-                    queue[key] = value
+            case "message":
+                if old is not None:
+                    self._waiting[old.device_id].pop(key, None)
+                if value is not None:
+                    self._waiting.setdefault(value.device_id, {})[key] = value
             case _:
                 pass
 
