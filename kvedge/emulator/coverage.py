@@ -192,7 +192,8 @@ ROWS: tuple[Row, ...] = (
     *_rows(
         "Only here",
         ("Throttles, latency, failures, query lag, dropped connections", "own",
-         "flags of `kvedge hub emulate` and `kvedge hub knobs`, tiers F1 to S3; all off at first",
+         "flags of `kvedge hub emulate` and `kvedge hub knobs`, tiers F1 to S3; a "
+         "throttle refuses at once where the service delays first; all off at first",
          "get_knobs put_knobs", _KNOBS),
         ("The provisioning scope", "own", "`GET /kvedge/v1/hub`", "describe", _PROVISIONING),
         ("Whole state as JSON", "own", "all but the policies' keys and received telemetry",
