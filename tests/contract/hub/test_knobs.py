@@ -56,6 +56,7 @@ def test_failures(turn, registry, new_id):
     turn(fail_status=503, fail_count=2)
     assert registry.get_device(name).device_id == name
     turn(fail_status=500, fail_count=-1, fail_operation="TwinRead")
+    registry.protocol.config.retry_policy.retries = 1
     with pytest.raises(ClientRequestError):
         registry.get_twin(name)
     assert registry.get_device(name).device_id == name
