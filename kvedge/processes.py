@@ -22,9 +22,20 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["arun", "attached", "popen", "run", "start_time"]
+__all__ = ["arun", "attached", "popen", "run", "search_path", "start_time"]
 
 _TAIL_LINES = 25
+# Debian keeps mkfs.vfat and others here, off an ordinary user's PATH.
+_SYSTEM_FOLDERS = ("/usr/sbin", "/sbin")
+
+
+def search_path() -> str:
+    """Return PATH with the folders of system programs, which every program is looked up on."""
+    return os.pathsep.join([os.environ.get("PATH", os.defpath), *_SYSTEM_FOLDERS])
+
+
+def _environment(env: Mapping[str, str] | None) -> dict[str, str]:
+    return {**os.environ, "PATH": search_path(), **(env or {})}
 
 
 def run(
@@ -43,7 +54,7 @@ def run(
     """Run a program to its end and return its output as text.
 
     Args:
-        argv: program and arguments; a program without a slash is looked up on PATH.
+        argv: program and arguments; without a slash, PATH and /usr/sbin are searched.
         what: what is being done, for the error message.
         env: variables set on top of this process's own.
         stdin: bytes to feed; nothing is inherited.
@@ -58,7 +69,7 @@ def run(
         BuildFailed: it ended with another code than 0, and `check` is set.
     """
     words = [str(word) for word in argv]
-    merged = {**os.environ, **(env or {})}
+    merged = _environment(env)
     if kept:
         found = shutil.which(words[0], path=merged.get("PATH"))
         if found is None:
@@ -190,7 +201,7 @@ async def arun(
     try:
         child = await asyncio.create_subprocess_exec(
             *words,
-            env={**os.environ, **(env or {})},
+            env=_environment(env),
             cwd=cwd,
             stdin=asyncio.subprocess.PIPE if stdin is not None else asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
@@ -230,7 +241,7 @@ def popen(
     environment instead of this process's.
     """
     words = [str(word) for word in argv]
-    merged = {**({} if clean_env else os.environ), **(env or {})}
+    merged = dict(env or {}) if clean_env else _environment(env)
     with contextlib.ExitStack() as stack:
         sink: int | IO[bytes]
         if stdout is not None:

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["Versions", "find", "search_path"]
 
 _ASK_SECONDS = 20
-# Debian keeps mke2fs in sbin, off an ordinary user's PATH; go.dev/doc/install names the last.
-_MORE_FOLDERS = ("/usr/sbin", "/sbin", "/usr/local/go/bin")
+_GO_FOLDER = "/usr/local/go/bin"
+"""Where go.dev/doc/install puts Go."""
 
 
 class Versions:
@@ -74,7 +74,7 @@ class Versions:
 
 def search_path() -> str:
     """Return PATH with the folders added where some programs are kept from it."""
-    return os.pathsep.join([os.environ.get("PATH", os.defpath), *_MORE_FOLDERS])
+    return os.pathsep.join([processes.search_path(), _GO_FOLDER])
 
 
 def find(tool: Tool, family: Family, versions: Versions, *, cache: Path) -> Path | None:

@@ -1,5 +1,6 @@
 """Programs are started by one gateway that tells what failed."""
 
+import asyncio
 import os
 import signal
 import sys
@@ -138,3 +139,13 @@ def test_a_kept_program_may_be_missing():
     """The keeper hides no missing program."""
     with pytest.raises(errors.ToolMissing, match="no-such"):
         processes.run(["no-such-program-here"], what="try", on_line=print, kept=True)
+
+
+def test_system_programs_are_found_off_an_ordinary_users_path(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Debian's users have no sbin on PATH, and mkfs.vfat is nowhere else."""
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    assert processes.run(["mkfs.vfat", "--help"], what="ask", check=False).returncode in (0, 1)
+    done = asyncio.run(processes.arun(["mkfs.vfat", "--help"], what="ask", check=False))
+    assert done.returncode in (0, 1)
