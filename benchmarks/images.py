@@ -1,12 +1,15 @@
-"""make -s bench NAME=images: building and booting the disk image (keys: docs/reference, DESIGN).
+"""make -s bench NAME=images: building and booting the disk image (keys: DESIGN).
 
-Three parts, all by default: `build` in a cache of its own, so that no earlier result helps; `boot` of
-the image in the user's cache, five times and once from a snapshot; `rivals` that are installed, on
-the same work. Figures of rivals that are not installed are quoted from facts that were measured.
+Built is in a cold cache folder of its own under /var/tmp, booted what is in the user's cache.
+`--only KEY` runs no more than that key needs; with more of them, or none, all share their results.
+Rivals do the same work where they are installed; else their key says why not, and what was measured
+elsewhere.
 """
 
 import argparse
 import contextlib
+import dataclasses
+import functools
 import os
 import pathlib
 import resource
@@ -18,241 +21,283 @@ import tempfile
 import threading
 import time
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from _common import emit, machine, timed
 
+# This file has the name of the package that it measures.
+sys.path.remove(str(pathlib.Path(__file__).resolve().parent))
+
 _NAME = "debian-12-edge"
-_QUOTED = {
-    "mkosi_cold_s": "100-112 (25.3 on Debian 12, two cores)",
-    "virt_customize_extra_package_s": 38,
-    "stock_image_login_s": "27-31",
-}
+_EXTRA = "jq"
 _WARM = "ready"
+_MKOSI = {
+    "not_run": "Debian 12 has mkosi 14, which wants loop devices, vfat in the kernel and nspawn",
+    "quoted_s": "100-112 (mkosi 25.3 in a Debian 13 root on Debian 12, two cores, TCG)",
+}
+_STOCK = {"not_run": "no stock cloud image in Debian's packages", "quoted_s": "27-31"}
 
 
 def _clock(work):
     began = time.perf_counter()
-    value = work()
-    return round(time.perf_counter() - began, 2), value
+    work()
+    return round(time.perf_counter() - began, 2)
 
 
-def _step_times(plan, store):
-    """Build step by step; return the wall time of each kind and layer."""
-    from images import building
-
-    times = {}
-    for step in plan.steps:
-        times[step.name], _ = _clock(lambda s=step: building.make_step(plan, s, store))
-    return times
-
-
-def _extra_package(recipe, store):
-    """Time one small package on top of the cached base."""
-    import dataclasses
-
-    from images import building
-    from images import recipe as recipes
-
-    layers = (recipe.layers[0], recipes.Layer(name="extra", packages=("jq",)))
-    plan = building.plan_of(dataclasses.replace(recipe, layers=layers))
-    return _clock(lambda: building.make_step(plan, plan.steps[1], store))[0]
-
-
-def _raw_disk(plan, store, folder):
-    """Time tree -> bootable raw disk, without the compression of the qcow2 file."""
-    from images import building, disk
-
-    tree = store.find(plan.steps[-2].below).path / "root.tar"
-    return _clock(lambda: disk.make_raw(tree, folder / "disk.raw", building.disk_plan(plan)))[0]
-
-
-def _base_disk(recipe, store, folder):
-    """Return the bytes of a compressed disk of the base layer alone."""
-    import dataclasses
-
-    from images import building, disk
-
-    plan = building.plan_of(dataclasses.replace(recipe, layers=recipe.layers[:1]))
-    tree = store.find(plan.steps[0].key).path / "root.tar"
-    raw = folder / "base.raw"
-    disk.make_raw(tree, raw, building.disk_plan(plan))
-    disk.make_qcow2(raw, folder / "base.qcow2")
-    return (folder / "base.qcow2").stat().st_size
-
-
-def _login(disk, folder, **options):
-    from images import booting
-
-    with booting.boot(disk, folder, **options) as guest:
-        client = guest.login(deadline=600)
-        guest.run(client, "true")
-        took = time.monotonic() - guest.started
-        client.close()
-    return took
-
-
-def _warm_login(disk, folder):
-    """Save a running guest, start it again from the snapshot, and time that login."""
-    from images import booting
-
-    keys = booting.make_keys()
-    run = folder / "warm"
-    with booting.boot(disk, run, keys=keys) as guest:
-        client = guest.login(deadline=600)
-        guest.run(client, "systemctl is-system-running --wait", timeout=600)
-        client.close()
-        guest.save(_WARM)
-    return _login(disk, run, keys=keys, load=_WARM)
-
-
-class _Peak:
-    """The most that the build's files take together, sampled while it runs."""
+class _Peak(threading.Thread):
+    """The most MiB that files of a folder and of the memory file system take, sampled."""
 
     def __init__(self, folder):
+        super().__init__(daemon=True)
         self._folder = folder
-        self._begun = shutil.disk_usage("/dev/shm").used
+        self._before = shutil.disk_usage("/dev/shm").used
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._sample, daemon=True)
-        self.mib = 0
+        self.disk_mib = self.memory_mib = 0
 
-    def __enter__(self):
-        self._thread.start()
-        return self
-
-    def __exit__(self, *unused):
-        self._ended.set()
-        self._thread.join()
-
-    def _sample(self):
+    def run(self):
         while not self._ended.wait(0.25):
-            kept = 0
             # Files come and go while they are counted.
             with contextlib.suppress(OSError):
                 kept = sum(file.lstat().st_blocks * 512 for file in self._folder.rglob("*"))
-            trees = shutil.disk_usage("/dev/shm").used - self._begun
-            self.mib = max(self.mib, (kept + max(0, trees)) >> 20)
+                self.disk_mib = max(self.disk_mib, kept >> 20)
+            used = shutil.disk_usage("/dev/shm").used - self._before
+            self.memory_mib = max(self.memory_mib, used >> 20)
+
+    def end(self):
+        self._ended.set()
+        self.join()
 
 
-def _build_part(folder, *, twice):
-    from images import building, cache
-    from images import recipe as recipes
+class _Workshop:
+    """Builds in a cold cache; what several keys need is done once."""
 
-    recipe = recipes.load(_NAME)
-    plan = building.plan_of(recipe)
-    store = cache.default_store()
-    with _Peak(folder) as peak:
-        times = _step_times(plan, store)
-    built = building.build(recipe.name)
-    hit = timed([sys.executable, "-c", f"import images; images.build({_NAME!r})"], runs=3)
-    figures = {
-        "cold_base_s": times["base"],
-        "engine_layer_s": times["engine"],
-        "edge_layer_s": times["edge"],
-        "extra_package_s": _extra_package(recipe, store),
-        "tar_to_disk_s": _raw_disk(plan, store, folder),
-        "disk_and_compress_s": times["disk"],
-        "oci_s": times["oci"],
-        "cache_hit_s": round(min(_inside(building) for _ in range(3)), 3),
-        "cache_hit_process_s": round(statistics.median(hit), 2),
-        "scan_s": _scan(built),
-        "base_bytes": _base_disk(recipe, store, folder),
-        "engine_bytes": built.size,
-        "peak_child_rss_mib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024,
-        "peak_disk_mib": peak.mib,
-        "cache_mib": sum(entry.size for entry, _ in store.entries()) >> 20,
-    }
-    if twice:
-        second = cache.Store(folder / "second")
-        figures["cold_base_again_s"] = _step_times(plan, second)["base"]
-        again = building.build(recipe.name, store=second)
-        figures["reproducible"] = built.digest == again.digest
-    return figures
+    def __init__(self, folder):
+        from images import building, cache, recipe
+
+        self.folder = folder
+        self.recipe = recipe.load(_NAME)
+        self.plan = building.plan_of(self.recipe)
+        self.store = cache.default_store()
+
+    @functools.cached_property
+    def steps(self):
+        """Seconds of each step of a build from nothing, and its peaks."""
+        from images import building
+
+        peak = _Peak(self.folder)
+        peak.start()
+        make = functools.partial(building.make_step, self.plan, store=self.store)
+        times = {step.name: _clock(functools.partial(make, step)) for step in self.plan.steps}
+        peak.end()
+        return times, peak
+
+    def step(self, name):
+        return self.steps[0][name]
+
+    @functools.cached_property
+    def base(self):
+        """Seconds of the base layer, from the packages on; nothing else is built."""
+        from images import building
+
+        if "steps" in self.__dict__:
+            return self.step("base")
+        return _clock(lambda: building.make_step(self.plan, self.plan.steps[0], self.store))
+
+    @functools.cached_property
+    def built(self):
+        from images import building
+
+        assert self.steps
+        return building.build(_NAME)
+
+    def changed(self, *layers):
+        """The plan of the recipe with its base layer and others."""
+        from images import building
+
+        return building.plan_of(
+            dataclasses.replace(self.recipe, layers=(self.recipe.layers[0], *layers))
+        )
+
+    def extra_package(self):
+        from images import building, recipe
+
+        assert self.base
+        plan = self.changed(recipe.Layer(name="extra", packages=(_EXTRA,)))
+        return _clock(lambda: building.make_step(plan, plan.steps[1], self.store))
+
+    def disk(self, plan, step):
+        """Seconds from a tree to a bootable raw disk, best of three; bytes when compressed."""
+        from images import building, disk
+
+        tree = self.store.find(step.key).path / "root.tar"
+        raw, parts = self.folder / "bench.raw", building.disk_plan(plan)
+        took = min(_clock(lambda: disk.make_raw(tree, raw, parts)) for _ in range(3))
+        disk.make_qcow2(raw, raw.with_suffix(".qcow2"))
+        raw.unlink()
+        return took, raw.with_suffix(".qcow2").stat().st_size
+
+    @functools.cached_property
+    def base_disk(self):
+        assert self.base
+        plan = self.changed()
+        return self.disk(plan, plan.steps[0])
+
+    @functools.cached_property
+    def whole_disk(self):
+        assert self.built
+        return self.disk(self.plan, self.plan.steps[-3])
+
+    def again(self):
+        """Whether a second build from nothing, in another folder, has the same digest."""
+        from images import building, cache
+
+        store = cache.Store(self.folder / "second")
+        return building.build(_NAME, store=store).digest == self.built.digest
+
+    def hit(self):
+        from images import building
+
+        assert self.built
+        return min(_clock(lambda: building.build(_NAME)) for _ in range(3))
+
+    def hit_process(self):
+        assert self.built
+        argv = [sys.executable, "-m", "kvedge", "image", "build", _NAME, "-o", "json"]
+        return round(statistics.median(timed(argv, runs=3)), 2)
+
+    def scan(self):
+        from images import inspecting
+
+        return min(_clock(lambda: inspecting.scan_disk(self.built.disk)) for _ in range(3))
+
+    def child_rss_mib(self):
+        """The most memory that one program of a build had, trees in memory not counted."""
+        assert self.built
+        return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024
+
+    def virt_customize(self):
+        """Time the extra package, with the image's own kernel if this machine has none."""
+        if not shutil.which("virt-customize"):
+            return {"not_run": "apt-get install libguestfs-tools", "quoted_s": 38}
+        copy = self.folder / "rival.qcow2"
+        shutil.copyfile(self.built.disk, copy)
+        environment = {"LIBGUESTFS_BACKEND": "direct", "LIBGUESTFS_BACKEND_SETTINGS": "force_tcg"}
+        if not any(pathlib.Path("/boot").glob("vmlinuz-*")):
+            if not pathlib.Path("/lib/modules").is_dir():
+                return {"not_run": "libguestfs wants a folder: mkdir /lib/modules", "quoted_s": 38}
+            environment |= self._appliance_kernel()
+        argv = ["virt-customize", "-q", "-a", copy, "--install", _EXTRA]
+        try:
+            return round(timed(argv, env=environment)[0], 1)
+        except SystemExit as error:
+            return {"failed": str(error), "quoted_s": 38}
+
+    def _appliance_kernel(self):
+        tree = self.store.find(self.plan.steps[0].key).path / "root.tar"
+        root = self.folder / "kernel"
+        root.mkdir()
+        argv = ["tar", "-xf", tree, "-C", root, "./boot", "./usr/lib/modules"]
+        subprocess.run(argv, check=True)
+        modules = next((root / "usr/lib/modules").iterdir())
+        return {
+            "SUPERMIN_KERNEL": str(root / "boot" / f"vmlinuz-{modules.name}"),
+            "SUPERMIN_MODULES": str(modules),
+        }
 
 
-def _scan(built):
-    from images import inspecting
+class _Boots:
+    """Boots the image of the user's cache, built if need be."""
 
-    return min(_clock(lambda: inspecting.scan_disk(built.disk))[0] for _ in range(3))
+    def __init__(self, folder, runs):
+        self.folder = folder
+        self.runs = runs
+
+    @functools.cached_property
+    def image(self):
+        import images
+
+        return images.build(_NAME).disk
+
+    def login(self, folder, **options):
+        from images import booting
+
+        with booting.boot(self.image, folder, **options) as guest:
+            client = guest.login(deadline=600)
+            guest.run(client, "true")
+            took = time.monotonic() - guest.started
+            client.close()
+        return took
+
+    @functools.cached_property
+    def logins(self):
+        found = [self.login(self.folder / f"boot{number}") for number in range(self.runs)]
+        return [round(one, 1) for one in found]
+
+    def warm(self):
+        """Save a running guest, start it again from the snapshot, and time that login."""
+        from images import booting
+
+        keys, run = booting.make_keys(), self.folder / "warm"
+        with booting.boot(self.image, run, keys=keys) as guest:
+            client = guest.login(deadline=600)
+            guest.run(client, "systemctl is-system-running --wait", timeout=600)
+            client.close()
+            guest.save(_WARM)
+        found = [self.login(run, keys=keys, load=_WARM) for _ in range(min(3, self.runs))]
+        return round(statistics.median(found), 2)
 
 
-def _boot_part(folder, runs):
-    import images
-
-    disk = images.build(_NAME).disk
-    logins = [_login(disk, folder / f"boot{number}") for number in range(runs)]
-    return {
-        "boot_login_p50_s": round(statistics.median(logins), 1),
-        "boot_login_all_s": [round(one, 1) for one in logins],
-        "warm_login_s": round(_warm_login(disk, folder), 2),
-    }
-
-
-def _rivals_part(folder):
-    import images
-
-    built = images.build(_NAME)
-    figures = dict(_QUOTED)
-    if shutil.which("virt-customize"):
-        figures["virt_customize_extra_package_s"] = _virt_customize(built, folder)
-    return {"rivals": figures}
+_KEYS = {
+    "cold_base_s": lambda _, shop: shop.base,
+    "extra_package_s": lambda _, shop: shop.extra_package(),
+    "base_tar_to_disk_s": lambda _, shop: shop.base_disk[0],
+    "base_bytes": lambda _, shop: shop.base_disk[1],
+    "engine_layer_s": lambda _, shop: shop.step("engine"),
+    "edge_layer_s": lambda _, shop: shop.step("edge"),
+    "disk_and_compress_s": lambda _, shop: shop.step("disk"),
+    "oci_s": lambda _, shop: shop.step("oci"),
+    "peak_cache_mib": lambda _, shop: shop.steps[1].disk_mib,
+    "peak_trees_in_memory_mib": lambda _, shop: shop.steps[1].memory_mib,
+    "peak_child_rss_mib": lambda _, shop: shop.child_rss_mib(),
+    "tar_to_disk_s": lambda _, shop: shop.whole_disk[0],
+    "engine_bytes": lambda _, shop: shop.built.size,
+    "cache_hit_s": lambda _, shop: shop.hit(),
+    "cache_hit_process_s": lambda _, shop: shop.hit_process(),
+    "scan_s": lambda _, shop: shop.scan(),
+    "reproducible": lambda _, shop: shop.again(),
+    "boot_login_p50_s": lambda boots, _: round(statistics.median(boots.logins), 1),
+    "boot_login_all_s": lambda boots, _: boots.logins,
+    "warm_login_s": lambda boots, _: boots.warm(),
+    "stock_image_login_s": lambda *_: _STOCK,
+    "virt_customize_extra_package_s": lambda _, shop: shop.virt_customize(),
+    "mkosi_cold_s": lambda *_: _MKOSI,
+}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--part", action="append", choices=["build", "boot", "rivals"])
+    parser.add_argument("--only", action="append", choices=_KEYS, metavar="KEY",
+                        help=f"any of: {', '.join(_KEYS)}")  # fmt: skip
     parser.add_argument("--runs", type=int, default=5, help="cold boots")
-    parser.add_argument("--once", action="store_true", help="no second build to compare")
     options = parser.parse_args()
-    parts = options.part or ["build", "boot", "rivals"]
     before = machine()
     from kvedge import tools
 
     mke2fs = tools.ensure(["mke2fs"])["mke2fs"]
-    figures = {}
     with tempfile.TemporaryDirectory(prefix="kvedge-bench-", dir="/var/tmp") as name:
         folder = pathlib.Path(name)
-        if "boot" in parts:
-            figures |= _boot_part(folder, options.runs)
-        if "rivals" in parts:
-            figures |= _rivals_part(folder)
-        if "build" in parts:
-            os.environ["KVEDGE_CACHE"] = str(folder / "cache")
-            os.environ["PATH"] = f"{mke2fs.parent}:{os.environ['PATH']}"
-            figures |= _build_part(folder, twice=not options.once)
+        boots = _Boots(folder, options.runs)
+        wanted = options.only or _KEYS
+        # Looked up before the cache is changed for a cold one.
+        if {"boot_login_p50_s", "boot_login_all_s", "warm_login_s"} & set(wanted):
+            assert boots.image
+        os.environ["KVEDGE_CACHE"] = str(folder / "cache")
+        os.environ["PATH"] = f"{mke2fs.parent}:{os.environ['PATH']}"
+        shop = _Workshop(folder)
+        figures = {}
+        for key, measure in _KEYS.items():
+            if key in wanted:
+                print(key, file=sys.stderr, flush=True)
+                figures[key] = measure(boots, shop)
         emit("images", before, figures)
-
-
-def _inside(building):
-    return _clock(lambda: building.build(_NAME))[0]
-
-
-def _virt_customize(built, folder):
-    """Time one small package, with the image's own kernel for the appliance if the host has none."""
-    copy = folder / "rival.qcow2"
-    shutil.copyfile(built.disk, copy)
-    environment = {"LIBGUESTFS_BACKEND": "direct", "LIBGUESTFS_BACKEND_SETTINGS": "force_tcg"}
-    if not any(pathlib.Path("/boot").glob("vmlinuz-*")):
-        environment |= _appliance_kernel(built, folder)
-    os.environ.update(environment)
-    argv = ["virt-customize", "-q", "-a", str(copy), "--install", "jq"]
-    try:
-        return round(timed(argv)[0], 1)
-    except SystemExit as error:
-        return f"failed: {error}"
-
-
-def _appliance_kernel(built, folder):
-    from images import building, cache
-    from images import recipe as recipes
-
-    tree = cache.default_store().find(building.plan_of(recipes.load(built.name)).steps[0].key)
-    root = folder / "kernel"
-    root.mkdir()
-    argv = ["tar", "-xf", tree.path / "root.tar", "-C", root, "./boot", "./usr/lib/modules"]
-    subprocess.run(argv, check=True)
-    modules = next((root / "usr/lib/modules").iterdir())
-    kernel = root / "boot" / f"vmlinuz-{modules.name}"
-    return {"SUPERMIN_KERNEL": str(kernel), "SUPERMIN_MODULES": str(modules)}
 
 
 if __name__ == "__main__":
