@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import hashlib
+import http.server
 import os
 import shutil
 import signal
@@ -9,6 +10,8 @@ import socket
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -22,9 +25,11 @@ from images import (
     recipe,
     relocking,
     scanning,
+    sources,
     trees,
 )
 from kvedge import errors, processes, tools
+from kvedge.testing.waiting import until
 
 ROOT = Path(__file__).parents[3]
 BASE = "python-container"
@@ -32,10 +37,27 @@ DISK = "debian-12-edge"
 pytestmark = pytest.mark.timeout(1200)
 
 
+_BUILD = (
+    "import sys; from pathlib import Path; from images import building, cache;"
+    f"entry = building.build_base({BASE!r}, store=cache.Store(Path(sys.argv[1])));"
+    "print((entry.path / 'entry.json').stat().st_ino)"
+)
+
+
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    """The small base layer, built once in a store of its own."""
-    store = cache.Store(tmp_path_factory.mktemp("store"))
+def built_twice(tmp_path_factory):
+    """A store of its own in which two processes built the small base layer at once; their words."""
+    folder = tmp_path_factory.mktemp("store")
+    argv = [sys.executable, "-c", _BUILD, folder]
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        runs = pool.map(lambda _: processes.run(argv, what="build", cwd=ROOT).stdout, range(2))
+        return folder, [run.split()[-1] for run in runs]
+
+
+@pytest.fixture(scope="module")
+def base(built_twice):
+    """The small base layer and its store."""
+    store = cache.Store(built_twice[0])
     return store, building.build_base(BASE, store=store)
 
 
@@ -48,6 +70,14 @@ def _workspaces():
     return [path for path in packaging.work_folder().glob("kvedge-build-*") if mine in path.name]
 
 
+def test_two_builds_at_once_make_one(built_twice):
+    """Two processes that build one recipe at once share one result; the second waits."""
+    folder, (first, second) = built_twice
+    assert first == second
+    assert len(list((folder / "steps").iterdir())) == 1
+    assert list((folder / "tmp").iterdir()) == []
+
+
 def test_a_second_build_is_a_hit(base):
     """A built layer is found at once, and building leaves no temporary tree behind."""
     store, entry = base
@@ -57,52 +87,33 @@ def test_a_second_build_is_a_hit(base):
     assert _workspaces() == []
 
 
-def test_a_damaged_layer_is_built_again(base):
-    """A cut file is noticed, thrown away, and the new build has the same bytes."""
+def test_a_damaged_layer_is_built_again_also_after_a_kill(base, tmp_path):
+    """A cut file is noticed; a build killed in the middle leaves no entry; the next makes it whole.
+
+    The new bytes are the old ones, and what the killed build left in memory is taken away.
+    """
     store, entry = base
     digest = _digest(entry)
     with (entry.path / "root.tar").open("r+b") as file:
         file.truncate(1000)
     assert store.find(entry.key) is None
-    assert _digest(building.build_base(BASE, store=store)) == digest
-
-
-def test_two_builds_at_once_make_one(tmp_path):
-    """Two processes that build one recipe at once share one result; the second waits."""
-    program = (
-        "import sys; from pathlib import Path; from images import building, cache;"
-        f"entry = building.build_base({BASE!r}, store=cache.Store(Path(sys.argv[1])));"
-        "print((entry.path / 'entry.json').stat().st_ino)"
-    )
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        argv = [sys.executable, "-c", program, tmp_path]
-        runs = pool.map(lambda _: processes.run(argv, what="build", cwd=ROOT).stdout, range(2))
-        first, second = (run.split()[-1] for run in runs)
-    assert first == second
-    assert len(list((tmp_path / "steps").iterdir())) == 1
-    assert list((tmp_path / "tmp").iterdir()) == []
-
-
-def test_a_killed_build_is_completed_by_the_next(tmp_path):
-    """A build killed in the middle leaves no entry; the next build works and takes the remains away."""
-    program = (
-        "import sys; from pathlib import Path; from images import building, cache;"
-        f"building.build_base({BASE!r}, store=cache.Store(Path(sys.argv[1])))"
-    )
     child = processes.popen(
-        [sys.executable, "-c", program, tmp_path], cwd=ROOT, log=tmp_path / "log"
+        [sys.executable, "-c", _BUILD, store.root], cwd=ROOT, log=tmp_path / "log"
     )
     mark = f"kvedge-build-{child.pid}-"
-    deadline = time.monotonic() + 120
-    while not [one for one in packaging.work_folder().glob(f"{mark}*/*") if one.name != "hooks"]:
-        assert child.poll() is None, (tmp_path / "log").read_text()
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+
+    def begun():
+        if child.poll() is not None:
+            pytest.fail((tmp_path / "log").read_text())
+        return [one for one in packaging.work_folder().glob(f"{mark}*/*") if one.name != "hooks"]
+
+    until(begun, "packages are being unpacked", seconds=120)
     os.killpg(child.pid, signal.SIGKILL)
     child.wait()
-    store = cache.Store(tmp_path)
-    entry = building.build_base(BASE, store=store)
-    assert store.verify(entry)
+    assert store.find(entry.key) is None
+    again = building.build_base(BASE, store=store)
+    assert store.verify(again)
+    assert _digest(again) == digest
     assert list(packaging.work_folder().glob(f"{mark}*")) == []
 
 
@@ -143,6 +154,50 @@ def test_a_lying_mirror_is_refused(tmp_path, monkeypatch):
     assert not (tmp_path / "steps").exists()
 
 
+class _Mirror(http.server.BaseHTTPRequestHandler):
+    """A mirror that hands on what this machine's own sources have, but for one byte of packages."""
+
+    archives: dict[str, str]
+    """Address of the archive behind each folder."""
+
+    def do_GET(self):
+        top, _, path = self.path.lstrip("/").partition("/")
+        try:
+            with urllib.request.urlopen(f"{self.archives[top]}/{path}", timeout=60) as answer:
+                data = bytearray(answer.read())
+        except urllib.error.HTTPError as error:
+            self.send_error(error.code)
+            return
+        if path.endswith(".deb"):
+            data[-1] ^= 1
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *args):
+        """Say nothing."""
+
+
+def test_a_package_with_another_hash_is_refused(tmp_path, monkeypatch):
+    """A package that is not the one that the archive signed ends the build; nothing is kept."""
+    wanted, known = recipe.load(BASE).apt, sources.configured()
+    archives = {
+        "debian": known.get("bookworm", [wanted.mirror])[0],
+        "debian-security": known.get("bookworm-security", [wanted.security_mirror])[0],
+    }
+    mirror = type("Mirror", (_Mirror,), {"archives": archives})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), mirror) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/debian"
+        monkeypatch.setenv("KVEDGE_DEBIAN_MIRROR", url)
+        with pytest.raises(errors.BuildFailed) as caught:
+            building.build_base(BASE, store=cache.Store(tmp_path))
+        server.shutdown()
+    assert "Hash Sum mismatch" in caught.value.tail
+    assert not (tmp_path / "steps").exists()
+
+
 def _primed(tmp_path, upto):
     """A store of one's own with the disk image's results below a kind of step, and the plan."""
     images.build(DISK)
@@ -172,24 +227,37 @@ _MAKE = (
 )
 
 
-@pytest.mark.parametrize("kind", [pytest.param("layer", marks=pytest.mark.slow), "disk", "oci"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param("root", marks=pytest.mark.slow),
+        pytest.param("layer", marks=pytest.mark.slow),
+        "disk",
+        "oci",
+    ],
+)
 def test_a_kill_in_each_step_does_no_harm(tmp_path, kind):
     """Killed in the middle of a step, it leaves no entry; the next try makes the same bytes."""
     plan, step, store = _primed(tmp_path, kind)
     child = processes.popen(
         [sys.executable, "-c", _MAKE, store.root, step.key], cwd=ROOT, log=tmp_path / "log"
     )
-    deadline = time.monotonic() + 300
-    while not list((store.root / "tmp").glob("*/*")):
-        assert child.poll() is None, (tmp_path / "log").read_text()
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
+
+    def begun():
+        if child.poll() is not None:
+            pytest.fail((tmp_path / "log").read_text())
+        return list((store.root / "tmp").glob("*/*"))
+
+    until(begun, "the step has begun", seconds=300, pause=0.002)
     os.killpg(child.pid, signal.SIGKILL)
     child.wait()
     assert store.find(step.key) is None
     made = building.make_step(plan, step, store)
-    wanted = cache.default_store().find(step.key)
-    assert made.files == (wanted or building.make_step(plan, step, cache.default_store())).files
+    wanted = cache.default_store()
+    if kind in ("root", "layer"):
+        # Of packages, only trees of the same day are alike.
+        _, _, wanted = _primed(tmp_path / "fresh", kind)
+    assert made.files == building.make_step(plan, step, wanted).files
 
 
 @pytest.mark.parametrize("room", ["1m", "300m"])
