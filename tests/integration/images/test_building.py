@@ -21,6 +21,7 @@ from images import (
     building,
     cache,
     inspecting,
+    locking,
     packaging,
     recipe,
     relocking,
@@ -347,14 +348,31 @@ def test_a_stale_lock_is_told_and_the_build_goes_on(tmp_path):
     """Where the archive has a locked version no more, the newest is taken and reported."""
     file = tmp_path / "small.toml"
     file.write_text(SMALL)
-    lock, changes = relocking.relock(str(file), fresh=True)
-    newest = {change.package: change.after for change in changes}["busybox-static"]
-    lock.write_text(lock.read_text().replace(newest, "1:0-gone"))
+    held = locking.Lock(recipe="small", packages=(("busybox-static", "1:0-gone"),))
+    file.with_suffix(".lock").write_text(locking.render(held))
     entry = building.build_base(str(file), store=cache.Store(tmp_path / "store"))
     with (entry.path / "root.tar").open("rb") as stream:
         found = scanning.packages(trees.TarTree(stream))
-    (change,) = building.stale(recipe.load(str(file)), found)
-    assert (change.package, change.before, change.after) == ("busybox-static", "1:0-gone", newest)
+    stale = {one.package: one for one in building.stale(recipe.load(str(file)), found)}
+    newest = next(one.version for one in found if one.name == "busybox-static")
+    assert (stale["busybox-static"].before, stale["busybox-static"].after) == ("1:0-gone", newest)
+
+
+@pytest.mark.slow
+def test_a_fresh_lock_holds_what_the_archive_has(tmp_path):
+    """`lock --fresh` builds the packages anew without the old lock, and the next build has them."""
+    file = tmp_path / "small.toml"
+    file.write_text(SMALL)
+    held = locking.Lock(recipe="small", packages=(("busybox-static", "1:0-gone"),))
+    file.with_suffix(".lock").write_text(locking.render(held))
+    lock, changes = relocking.relock(str(file), fresh=True)
+    (change,) = [one for one in changes if one.package == "busybox-static"]
+    assert change.before == "1:0-gone"
+    entry = building.build_base(str(file), store=cache.Store(tmp_path / "store"))
+    with (entry.path / "root.tar").open("rb") as stream:
+        found = scanning.packages(trees.TarTree(stream))
+    assert building.stale(recipe.load(str(file)), found) == []
+    assert lock == file.with_suffix(".lock")
 
 
 def _elsewhere(tmp_path, program, *arguments):
