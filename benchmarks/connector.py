@@ -41,7 +41,7 @@ TARGETS_PER_GROUP = 5
 POLL_SECONDS = 15.0
 MANY_UNITS = 10
 AT_ONCE = 16
-BURSTS = {"fail_status": 429, "fail_count": 2, "fail_every_seconds": 5.0}
+BURSTS = {"fail_status": 429, "fail_count": 5, "fail_every_seconds": 30.0}
 now = time.monotonic
 
 
@@ -135,6 +135,11 @@ class Seen:
                 async with asyncio.timeout(1.0):
                     await self.changed.wait()
         return round(now() - began, 1)
+
+
+def tell(figures):
+    """Show what is known so far on standard error, for a run takes minutes."""
+    print({key: figures[key] for key in list(figures)[-3:]}, file=sys.stderr, flush=True)
 
 
 def _identity(obj):
@@ -290,13 +295,17 @@ async def measure(options, folder):
                         "p", options.deployments, group_pod
                     )
                     figures["all_running_cpu_s"] = round(time.process_time() - began, 1)
+                tell(figures)
                 figures |= await steady(bench, devices, options)
+                tell(figures)
                 async with bench.connector(MANY_UNITS) as (service, _):
                     figures["throttled"] = await throttled(bench, service, options)
                     figures["throttled"]["gone_s"] = await bench.clear("t", options.throttled)
                     figures["all_gone_s"] = await bench.clear("p", options.deployments)
                     figures["left_over"] = len(await service.configurations()) - 1
+                tell(figures)
                 figures |= await pack(bench, options)
+                tell(figures)
                 async with bench.connector(MANY_UNITS) as (service, _):
                     figures["packed_gone_s"] = await bench.clear("k", options.packed)
                     figures["left_over"] += len(await service.configurations()) - 1

@@ -47,7 +47,7 @@ _FAST_SECONDS = 2.0
 """Polling while something has changed and does not run yet."""
 _UNSETTLED_SECONDS = 180.0
 _SPARE_QUERIES = 6
-_MOST_DOUBLINGS = 4
+_MOST_DOUBLINGS = 2
 _BAD_REQUEST = 400
 _NODE_LOOKED_DEAD = ("DeletionByTaintManager", "DeletionByPodGC")
 Workload = tuple[str, str]

@@ -281,7 +281,8 @@ class Hub:
     ) -> AsyncIterator[list[QueryRow]]:
         """Yield a query's rows page by page; each page is one request.
 
-        Who asks again by itself anyway sets `retry` to False and learns of an outage at once.
+        Who asks again by itself anyway sets `retry` to False and learns of an outage at once; a
+        page that the hub refuses for their number is asked for again all the same.
         """
         token: str | None = None
         while True:
@@ -410,7 +411,9 @@ class Hub:
             return protocol.devices.invoke_method(device_id, body)
 
         what = f"call {method!r} on {_named(device_id, module_id)}"
-        answer = await self._call(what, "methods", send, lane=Lane.URGENT, retry=False)
+        answer = await self._call(
+            what, "methods", send, lane=Lane.URGENT, retry=False, retry_throttled=False
+        )
         return int(answer.get("status", 0)), answer.get("payload")
 
     # Sending
@@ -423,6 +426,7 @@ class Hub:
         *,
         lane: Lane = Lane.STATUS,
         retry: bool = True,
+        retry_throttled: bool = True,
     ) -> Any:
         for attempt in range(self._backoff.tries):
             await self.budget.spend(kind, lane)
@@ -430,9 +434,11 @@ class Hub:
                 return await self._once(what, send)
             except errors.RemoteError as error:
                 last = attempt + 1 >= self._backoff.tries
+                again = retry
                 if isinstance(error, errors.Throttled):
                     self.budget.refused(kind)
-                if last or not retry or not failing.retryable(error):
+                    again = retry_throttled
+                if last or not again or not failing.retryable(error):
                     raise
                 asked = error.retry_after if isinstance(error, errors.Throttled) else None
                 await asyncio.sleep(asked or self._backoff.pause(attempt))

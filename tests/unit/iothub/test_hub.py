@@ -376,3 +376,24 @@ async def test_renewed_key_is_taken_when_the_old_one_is_refused(server, certific
         server.script += [refused]
         with pytest.raises(errors.Unauthorized):
             await hub.get_device("d")
+
+
+async def test_who_asks_again_anyway_still_waits_where_it_is_throttled(server, certificate):
+    """A page that is refused is asked for again, so a poll goes on; an outage is told at once."""
+    text = f"HostName=localhost:{server.server_port};SharedAccessKeyName=o;SharedAccessKey={KEY}"
+    async with iothub.Hub.from_connection_string(
+        Secret(text),
+        ca_file=certificate / "hub.crt",
+        budget=iothub.Budget(iothub.UNLIMITED),
+        backoff=iothub.Backoff(base_seconds=0.01, tries=3),
+    ) as hub:
+        server.script += [(429, {}, {"Message": "x"}), (200, {}, [{"deviceId": "d"}])]
+        found = [page async for page in hub.query_pages("SELECT * FROM devices", retry=False)]
+        assert found == [[{"deviceId": "d"}]]
+        server.script += [(503, {}, {"Message": "x"})]
+        with pytest.raises(errors.RemoteError):
+            [page async for page in hub.query_pages("SELECT * FROM devices", retry=False)]
+        server.script += [(429, {}, {"Message": "x"})]
+        with pytest.raises(errors.Throttled):
+            await hub.invoke_method("d", "ping")
+        assert not server.script
