@@ -189,7 +189,7 @@ def test_a_package_with_another_hash_is_refused(tmp_path, monkeypatch):
     }
     mirror = type("Mirror", (_Mirror,), {"archives": archives})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), mirror) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/debian"
         monkeypatch.setenv("KVEDGE_DEBIAN_MIRROR", url)
         with pytest.raises(errors.BuildFailed) as caught:

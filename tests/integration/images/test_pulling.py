@@ -136,7 +136,7 @@ def faulty(layout):
             server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
             stack.callback(server.server_close)
             stack.callback(server.shutdown)
-            threading.Thread(target=server.serve_forever, daemon=True).start()
+            threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
             return f"127.0.0.1:{server.server_port}/x", handler
 
         yield start
