@@ -96,7 +96,7 @@ def take_down(engine: Engine, *, keep_data: bool = False, progress: Progress = s
     """
     environment = settings.parse(engine.stack, engine.settings(), environ=os.environ)
     if environment.azure:
-        from infra.azure import running
+        from infra.cloud import running
 
         if not running.recall(environment, engine.settings(), progress=progress):
             # Without a hub there never was anything else.
@@ -162,7 +162,7 @@ def _cloud_up(
     engine: Engine, environment: spec.Environment, progress: Progress
 ) -> spec.Environment:
     """Make what the section `azure` says; return the environment with what it gave."""
-    from infra.azure import running
+    from infra.cloud import running
 
     told = _Told(progress, "pulumi up (Azure)")
     told.end(running.bring_up(environment, engine.settings(), on_event=told, progress=progress))
@@ -170,7 +170,7 @@ def _cloud_up(
 
 
 def _cloud_down(environment: spec.Environment, progress: Progress) -> dict[str, int]:
-    from infra.azure import running
+    from infra.cloud import running
 
     told = _Told(progress, "pulumi destroy (Azure)")
     changes = running.take_down(environment, on_event=told, progress=progress)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import re
 import subprocess
 import sys
@@ -77,3 +78,10 @@ def test_edgesim_imports_no_other_room(modules):
 def test_emulator_shares_no_wire_code(modules):
     """The hub shares nothing with its clients but names and errors, lest one mistake cancel itself."""
     assert _foreign_imports(modules, "emulator", {"kvedge.names", "kvedge.errors"}) == []
+
+
+def test_no_file_of_infra_stands_before_a_package(root):
+    """Pulumi runs the program with infra/ first on its path, so `infra/azure` would be `azure`."""
+    names = {entry.stem for entry in (root / "infra").iterdir() if not entry.name.startswith("_")}
+    taken = {name for name in names if importlib.util.find_spec(name) is not None}
+    assert taken == set()

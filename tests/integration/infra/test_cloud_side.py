@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from infra.azure import resources, running
-from infra.azure.enrolling import EnrollmentGroupProvider
+from infra.cloud import resources, running
+from infra.cloud.enrolling import EnrollmentGroupProvider
 from kvedge import errors, settings, spec
 from kvedge.emulator.provisioning import derived_key
 from kvedge.testing import azure_provider

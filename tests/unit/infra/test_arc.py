@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from infra.azure.arc import ArcConnectionProvider
+from infra.cloud.arc import ArcConnectionProvider
 
 PROPERTIES: dict[str, Any] = {
     "name": "lille", "resource_group": "group", "location": "westeurope", "cluster": "c1",

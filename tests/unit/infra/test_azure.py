@@ -12,7 +12,7 @@ from typing import Any
 import pulumi
 import pytest
 
-from infra.azure import program, resources
+from infra.cloud import program, resources
 from kvedge import processes, settings, spec
 from kvedge.testing import azure_types
 

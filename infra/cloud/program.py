@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pulumi
 
 from infra import dynamic, stackconfig
-from infra.azure import resources
-from infra.azure.arc import ArcConnection
-from infra.azure.enrolling import EnrollmentGroup
+from infra.cloud import resources
+from infra.cloud.arc import ArcConnection
+from infra.cloud.enrolling import EnrollmentGroup
 from kvedge import errors, settings
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class AzureResource(pulumi.CustomResource):
 
 
 def build(name: str, azure: spec.Azure, cluster: spec.Cluster) -> None:
-    """Register the section's resources, and export what `infra.azure.running` hands on.
+    """Register the section's resources, and export what `infra.cloud.running` hands on.
 
     Args:
         name: the environment's.

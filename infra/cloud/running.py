@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from infra import engine
-from infra.azure import resources
+from infra.cloud import resources
 from kvedge import errors, settings
 from kvedge.progress import Progress, silent
 
@@ -41,7 +41,7 @@ class CloudEngine(engine.Engine):
         """Keep project and stack file in the environment's state folder."""
         folder = _state(stack) / "azure"
         project = engine.make_project(
-            folder, stacks=folder, name=_PROJECT, program="infra.azure.program"
+            folder, stacks=folder, name=_PROJECT, program="infra.cloud.program"
         )
         super().__init__(stack, project=project, progress=progress)
         self._token = ""
