@@ -4,11 +4,11 @@ One hub (emulated, with the throttles of tier S1), simulated devices in groups, 
 and devices are processes of their own. In this order:
 - pods for one group each, until all run; from the 80th deployment on they share;
 - steady state, then one device reports a failure;
-- pods while the hub refuses requests, for it has a tenth of the units that the connector was told,
-  and in bursts; then all pods go;
+- pods while the hub refuses requests, for it has half of the units that the connector was told, and
+  in bursts; then all pods go;
 - pods that share deployments, on 50 single devices; then they go.
-Steady state and packing run with the quotas of one unit, the others with those of ten, which the
-output says. Options: --deployments N, --devices N, --packed N, --minutes M of steady state,
+Steady state, throttling and packing run with the quotas of one unit, the others with those of ten,
+which the output says. Options: --deployments N, --devices N, --packed N, --minutes M of steady state,
 --throttled N, --seconds N that one step may take.
 """
 
@@ -40,6 +40,8 @@ GROUPS = 10
 TARGETS_PER_GROUP = 5
 POLL_SECONDS = 15.0
 MANY_UNITS = 10
+TOLD_UNITS = 2
+"""What the connector believes of the hub of one unit that throttles it."""
 AT_ONCE = 16
 BURSTS = {"fail_status": 429, "fail_count": 5, "fail_every_seconds": 30.0}
 now = time.monotonic
@@ -255,20 +257,21 @@ async def pack(bench, options):
         }
 
 
-async def throttled(bench, service, options):
+async def throttled(bench, options):
     """Return what becomes of pods while the hub has less units than the connector was told."""
-    await bench.knobs(tier="S1", units=1, **BURSTS)
-    took = await bench.bring("t", options.throttled, group_pod)
-    await bench.knobs(tier="S1", units=MANY_UNITS)
-    owners = [
-        (entry.get("labels") or {}).get("kvedge-workload", "")
-        for entry in await service.configurations()
-    ]
+    async with bench.connector(TOLD_UNITS) as (service, _):
+        await bench.knobs(tier="S1", units=1, **BURSTS)
+        took = await bench.bring("t", options.throttled, group_pod)
+        await bench.knobs(tier="S1", units=MANY_UNITS)
+        owners = [
+            (entry.get("labels") or {}).get("kvedge-workload", "")
+            for entry in await service.configurations()
+        ]
     lone = [name for name in owners if name.startswith("t")]
     return {
         "pods": options.throttled,
         "hub_units": 1,
-        "connector_units": MANY_UNITS,
+        "connector_units": TOLD_UNITS,
         "bursts": BURSTS,
         "all_running_s": took,
         "made_twice": len(lone) - len(set(lone)),
@@ -277,7 +280,7 @@ async def throttled(bench, service, options):
 
 async def measure(options, folder):
     """Return all figures."""
-    figures = {"units": {"steady": 1, "packed": 1, "others": MANY_UNITS}}
+    figures = {"units": {"steady": 1, "throttled": 1, "packed": 1, "others": MANY_UNITS}}
     hub = Hub(folder / "hub")
     devices = Devices(hub, options.devices)
     try:
@@ -298,8 +301,9 @@ async def measure(options, folder):
                 tell(figures)
                 figures |= await steady(bench, devices, options)
                 tell(figures)
+                figures["throttled"] = await throttled(bench, options)
+                tell(figures)
                 async with bench.connector(MANY_UNITS) as (service, _):
-                    figures["throttled"] = await throttled(bench, service, options)
                     figures["throttled"]["gone_s"] = await bench.clear("t", options.throttled)
                     figures["all_gone_s"] = await bench.clear("p", options.deployments)
                     figures["left_over"] = len(await service.configurations()) - 1
@@ -323,7 +327,7 @@ def main():
     parser.add_argument("--deployments", type=int, default=100)
     parser.add_argument("--devices", type=int, default=1000)
     parser.add_argument("--packed", type=int, default=2000)
-    parser.add_argument("--throttled", type=int, default=30)
+    parser.add_argument("--throttled", type=int, default=15)
     parser.add_argument("--minutes", type=float, default=2.0)
     parser.add_argument("--seconds", type=float, default=400.0, help="for one step")
     options = parser.parse_args()
