@@ -3,28 +3,27 @@
 Starts a site of its own, whose VM host is stopped (SIGSTOP) while it is measured, so that no guest
 is started and no disk filled: only API server, admission, controllers, hub and the tools work.
 kubectl applies the same manifests (`apply --server-side`) to another namespace of the same site.
+The identities in the hub are made before and timed apart; `up` adopts them, which its time holds.
+KVEDGE_BENCH_VMS sets another number of VMs. Runs that are killed: tests/integration/infra.
 """
 
 import asyncio
 import json
 import os
 import pathlib
-import random
 import shutil
 import signal
-import sys
 import tempfile
 import time
 
 import _common
 import yaml
 
-from infra import engine, guest, manifests
+from infra import access_keys, engine, guest, hub_content, manifests
 from kvedge import iothub, processes, settings, tools
 from kvedge.site import control
 
 VMS = int(os.environ.get("KVEDGE_BENCH_VMS", "100"))
-KILLS = int(os.environ.get("KVEDGE_BENCH_KILLS", "10"))
 IMAGE = f"registry.kvedge.test/kvedge/none@sha256:{'0' * 64}"
 
 
@@ -32,8 +31,8 @@ def main():
     """Measure, then take the site away."""
     before = _common.machine()
     folder = pathlib.Path(tempfile.mkdtemp(prefix="kvedge-bench-"))
-    site = control.up(folder / "site", "bench")
     try:
+        site = control.up(folder / "site", "bench")
         _variables(site, folder)
         host = _host_pid(site)
         os.kill(host, signal.SIGSTOP)
@@ -53,12 +52,11 @@ def _measure(folder):
     config = {f"kvedge:{key}": value for key, value in raw.items()}
     (folder / "Pulumi.bench.yaml").write_text(yaml.safe_dump({"config": config}))
     environment = settings.parse("bench", {**raw, "keySeed": "bench"}, environ=os.environ)
+    access_keys.make_user_key(environment)
     figures = {"vms": VMS}
     figures["kubectl_apply_s"], figures["kubectl_again_s"] = _kubectl(folder, environment)
     figures["identities_s"] = _identities(environment)
     run = engine.Engine("bench", project=engine.make_project(folder / "project", stacks=folder))
-    (folder / "keys").mkdir()
-    (folder / "keys" / "id_ed25519.pub").write_text("ssh-ed25519 AAAA bench\n")
     run.prepare()
     for key in ("vms100_s", "vms100_again_s"):
         begun = time.monotonic()
@@ -67,72 +65,7 @@ def _measure(folder):
         figures[f"{key[:-2]}_changes"] = changes
     figures["vms100_of_kubectl"] = round(figures["vms100_s"] / figures["kubectl_apply_s"], 2)
     figures["again_of_kubectl"] = round(figures["vms100_again_s"] / figures["kubectl_again_s"], 2)
-    return {**figures, **_kills(run, environment, figures["vms100_s"])}
-
-
-def _kills(run, environment, seconds):
-    """Kill pulumi at random points of runs that begin with nothing; let the last one complete."""
-    run.destroy(on_event=lambda _: None)
-    for _ in range(KILLS):
-        # A child of its own, as in a shell; the engine is the keeper's child below it.
-        child = processes.popen(
-            [sys.executable, "-c", _UP, str(run.project), str(run.source.parent)]
-        )
-        time.sleep(random.uniform(0.5, seconds))
-        for pid in _below(child.pid):
-            if _program(pid) == "pulumi":
-                os.kill(pid, signal.SIGKILL)
-        child.wait()
-    run.up(on_event=lambda _: None)
-    label = f"--selector=kvedge.io/environment={environment.name}"
-    listed = processes.run(
-        [tools.path("kubectl"), "get", "vm,dv,secret,service", label, "-o", "name"],
-        what="count objects",
-    ).stdout.split()
-    devices = asyncio.run(_devices(environment))
-    again = run.up(on_event=lambda _: None)
-    return {
-        "kills": KILLS,
-        "objects_after_kills": len(listed),
-        "objects_expected": 6 * VMS + 1,
-        "devices_after_kills": devices,
-        "changes_after_kills": {kind: n for kind, n in again.items() if kind != "same"},
-    }
-
-
-_UP = """
-import pathlib, sys
-from infra import engine
-project = engine.Project(folder=pathlib.Path(sys.argv[1]), stacks=pathlib.Path(sys.argv[2]))
-engine.Engine("bench", project=project).up(on_event=lambda _: None)
-"""
-
-
-def _below(pid):
-    """Return ids of all processes below one."""
-    found = []
-    for entry in pathlib.Path("/proc").glob("[1-9]*/stat"):
-        try:
-            parent = int(entry.read_text().rsplit(")", 1)[1].split()[1])
-        except OSError:
-            continue
-        if parent == pid:
-            found += [int(entry.parent.name), *_below(int(entry.parent.name))]
-    return found
-
-
-def _program(pid):
-    try:
-        return pathlib.Path(f"/proc/{pid}/comm").read_text().strip()
-    except OSError:
-        return ""
-
-
-async def _devices(environment):
-    async with iothub.Hub.from_connection_string(
-        environment.hub.connection_string, ca_file=environment.hub.ca_file
-    ) as hub:
-        return len(await hub.query("SELECT deviceId FROM devices"))
+    return figures
 
 
 def _kubectl(folder, environment):
@@ -178,7 +111,6 @@ def _kubectl(folder, environment):
 
 def _identities(environment):
     """Create the identities alone, by the same calls; the environment adopts them."""
-    from infra import hub_content
 
     async def make():
         async with iothub.Hub.from_connection_string(
@@ -197,12 +129,14 @@ def _identities(environment):
 
 def _variables(site, folder):
     """Take over the site's env file; state, keys and backend are the bench's own."""
-    for line in site.folder.env_file.read_text().splitlines():
-        name, _, value = line.removeprefix("export ").partition("=")
-        if name.startswith(("KVEDGE_", "PULUMI_", "KUBECONFIG")):
-            os.environ[name] = value.strip("'")
-    os.environ["KVEDGE_STATE"] = str(folder)
-    os.environ["PULUMI_OPTION_CONFIG_FILE"] = str(folder / "stacks" / "Pulumi.bench.yaml")
+    os.environ |= {
+        **settings.read_variables(site.folder.env_file),
+        "PATH": os.environ["PATH"],
+        "KVEDGE_STATE": str(folder),
+        "PULUMI_BACKEND_URL": f"file://{folder / 'pulumi'}",
+        "PULUMI_CONFIG_PASSPHRASE_FILE": str(folder / "passphrase"),
+        "PULUMI_OPTION_CONFIG_FILE": str(folder / "stacks" / "Pulumi.bench.yaml"),
+    }
 
 
 def _host_pid(site):

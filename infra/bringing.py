@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
+import shutil
 from typing import TYPE_CHECKING, Any
 
 from infra import (
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Outcome", "bring_up", "publishing_checked", "render", "roll_out", "take_down"]
 
+_FREE_MIB = 50
 _KINDS = (("kubevirt.io/v1", "VirtualMachine"), ("cdi.kubevirt.io/v1beta1", "DataVolume"))
 
 
@@ -63,6 +65,7 @@ def bring_up(
         KvedgeError: a part cannot be reached, the engine failed or a VM is not ready; each by name.
     """
     environment = settings.parse(engine.stack, engine.settings(), environ=os.environ)
+    _refuse_full_disk(engine.file.parent)
     if environment.azure:
         environment = _cloud_up(engine, environment, progress)
     asyncio.run(_check(environment))
@@ -225,6 +228,17 @@ class _Told:
         note = ", ".join(f"{count} {kind}" for kind, count in sorted(changed.items()))
         total = float(self._total + 1)
         self._progress(self._task, total, total, note or "no changes")
+
+
+def _refuse_full_disk(folder: Path) -> None:
+    """Find out whether the run's own files, which are a few MiB, have room."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free // 2**20
+    if free < _FREE_MIB:
+        raise errors.KvedgeError(
+            f"only {free} MiB free for {str(folder)!r}, a run needs {_FREE_MIB} MiB",
+            hint="free some space, or keep the state elsewhere: KVEDGE_STATE, PULUMI_BACKEND_URL",
+        )
 
 
 async def _check(environment: spec.Environment) -> None:

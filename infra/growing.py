@@ -46,11 +46,13 @@ async def planned(client: kube.Client, namespace: str, sizes: Mapping[str, str])
     problems: list[errors.Problem] = []
     claims = f"/api/v1/namespaces/{namespace}/persistentvolumeclaims"
     volumes = f"/apis/cdi.kubevirt.io/v1beta1/namespaces/{namespace}/datavolumes"
+    there = [
+        {obj["metadata"]["name"]: obj for obj in (await client.get(path)).get("items") or ()}
+        for path in (claims, volumes)
+    ]
     for name, wanted in sizes.items():
-        try:
-            claim = await client.get(f"{claims}/{name}")
-            volume = await client.get(f"{volumes}/{name}")
-        except errors.NotFound:
+        claim, volume = (listed.get(name) for listed in there)
+        if claim is None or volume is None:
             continue
         noted = (claim["metadata"].get("annotations") or {}).get(manifests.ANNOTATION_DATA_DISK)
         now = noted or _storage(volume["spec"].get("storage") or volume["spec"]["pvc"])

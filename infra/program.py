@@ -42,6 +42,9 @@ def build(environment: spec.Environment, by: publishing.Builder) -> None:
         context=environment.cluster.context,
         # Rotating tokens and moving addresses must replace nothing; only another cluster may.
         cluster_identifier=environment.cluster.identifier or None,
+        # The client's own brake, 50 a second, is stricter than API servers, which have one:
+        # https://kubernetes.io/docs/concepts/cluster-administration/flow-control/
+        kube_client_settings=pulumi_kubernetes.KubeClientSettingsArgs(qps=500, burst=1000),
         enable_secret_mutable=True,
         enable_config_map_mutable=True,
         opts=pulumi.ResourceOptions(version=PROVIDER_VERSION),

@@ -70,7 +70,8 @@ async def roll_out(
     Raises:
         KvedgeError: a VM did not get healthy; the others were not touched.
     """
-    found = [await _candidate(client, member) for member in members]
+    objects = await fleet.objects_of(client, {member.namespace for member in members})
+    found = [await _candidate(client, objects, member) for member in members]
     running = [one for one in found if one is not None]
     changed = [one for one in running if one.uid]
     if not changed:
@@ -170,14 +171,14 @@ class _Gate:
             self._on_stage(one.member.name, stage)
 
 
-async def _candidate(client: kube.Client, member: fleet.Member) -> _Candidate | None:
+async def _candidate(
+    client: kube.Client, objects: fleet.Objects, member: fleet.Member
+) -> _Candidate | None:
     """Return the VM, with `uid` if it is to be restarted; None if it is not running."""
-    vm_path, vmi_path = _paths(member)
-    try:
-        vmi = await client.get(vmi_path)
-    except errors.NotFound:
+    key = member.namespace, member.name
+    vmi, vm = (objects.get((kind, *key)) for kind in ("VirtualMachineInstance", "VirtualMachine"))
+    if vmi is None or vm is None:
         return None
-    vm = await client.get(vm_path)
     content, written = await _content(client, member, vm)
     recorded = (vmi["metadata"].get("annotations") or {}).get(CONTENT)
     if recorded == content:
@@ -237,7 +238,10 @@ def _secret_names(spec: Mapping[str, Any]) -> list[str]:
 
 async def _record(client: kube.Client, member: fleet.Member, content: str) -> None:
     annotations = {"metadata": {"annotations": {CONTENT: content}}}
-    await client.patch(_paths(member)[1], annotations, "merge")
+    await client.patch(
+        f"/apis/kubevirt.io/v1/namespaces/{member.namespace}/virtualmachineinstances/{member.name}",
+        annotations, "merge",
+    )  # fmt: skip
 
 
 async def _agents(hub: iothub.Hub, device_ids: Sequence[str]) -> dict[str, QueryRow]:
@@ -272,11 +276,3 @@ def _good(agent: QueryRow) -> bool:
 
 def _side(agent: QueryRow | None, side: str) -> Mapping[str, Any]:
     return ((agent or {}).get("properties") or {}).get(side) or {}
-
-
-def _paths(member: fleet.Member) -> tuple[str, str]:
-    root = f"/apis/kubevirt.io/v1/namespaces/{member.namespace}"
-    return (
-        f"{root}/virtualmachines/{member.name}",
-        f"{root}/virtualmachineinstances/{member.name}",
-    )

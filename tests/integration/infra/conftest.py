@@ -76,6 +76,31 @@ class Stack:
         """Return a fresh engine."""
         return engine.Engine(self.name, project=self.project)
 
+    def processes(self) -> list[int]:
+        """Return ids of processes whose state folder is this one's, but for our own."""
+        found: list[int] = []
+        for entry in Path("/proc").glob("[1-9]*"):
+            try:
+                variables = (entry / "environ").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            pid = int(entry.name)
+            ours = f"KVEDGE_STATE={self.folder}".encode() in variables
+            if ours and pid != os.getpid() and processes.start_time(pid) is not None:
+                found.append(pid)
+        return found
+
+    def pulumi(self) -> int | None:
+        """Return the id of the engine that a run has started, once it is there."""
+        for pid in self.processes():
+            try:
+                words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if words[0].endswith(b"/pulumi") and words[1:2] == [b"up"]:
+                return pid
+        return None
+
     def objects(self) -> list[str]:
         """Return the environment's objects in the cluster, cluster-wide ones too."""
         label = f"--selector=kvedge.io/environment={self.name}"

@@ -30,7 +30,6 @@ def test_up_again_changes_nothing_and_down_leaves_nothing(stack: Any) -> None:
     assert stack.hub()[0] == ["plant-p1", "plant-p2"]
     again = stack.up()
     assert set(again.changes) == {"same"}, again.changes
-    assert stack.engine().up(on_event=lambda _: None, expect_no_changes=True)
 
     shown = kubectl(stack.site, "get", "vm", "p1", "-o", "json").stdout
     vm = json.loads(shown)
@@ -116,48 +115,6 @@ def test_down_after_a_killed_first_up_leaves_nothing(stack: Any) -> None:
     assert outcome.swept
     assert stack.objects() == []
     assert stack.hub() == ([], [])
-
-
-def test_what_admission_refuses_is_told_before_anything_is_made(stack: Any) -> None:
-    """KubeVirt's own message, with the VM's name, and nothing is there afterwards."""
-    stack.write({**stack.settings, "labels": {"kubevirt.io/created-by": "me"}})
-    with pytest.raises(errors.KvedgeError, match=r"p[12]: .*(admission webhook|invalid)"):
-        stack.up()
-    assert stack.objects() == []
-    assert stack.hub() == ([], [])
-
-
-@pytest.mark.parametrize(
-    ("variable", "value", "message"),
-    [
-        ("KVEDGE_HUB_CONNECTION_STRING", "HostName=localhost:9;SharedAccessKeyName=a;SharedAccessKey=Yg==",
-         "read the hub's statistics"),
-        ("KVEDGE_REGISTRY_PUSH", "localhost:9", "reach registry 'localhost:9'"),
-        ("KVEDGE_NAMESPACE", "nowhere", "namespace 'nowhere' is not there"),
-    ],
-)  # fmt: skip
-def test_what_cannot_be_reached_is_told_first(
-    stack: Any, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, message: str
-) -> None:
-    """Cluster, hub and registry are tried before the engine starts."""
-    with monkeypatch.context() as patch:
-        patch.setenv(variable, value)
-        with pytest.raises(errors.KvedgeError, match=message):
-            stack.up()
-    assert stack.objects() == []
-
-
-def test_an_unreachable_cluster_is_told_first(
-    stack: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """A kubeconfig of a cluster that is off fails within seconds, by its address."""
-    text = Path(stack.site.kubernetes.kubeconfig).read_text()
-    file = tmp_path / "off"
-    file.write_text(text.replace(stack.site.kubernetes.server, "https://127.0.0.1:9"))
-    with monkeypatch.context() as patch:
-        patch.setenv("KVEDGE_KUBECONFIG", str(file))
-        with pytest.raises(errors.RemoteError, match="Unreachable"):
-            stack.up()
 
 
 def test_the_platform_stays_while_others_need_it(stack: Any) -> None:

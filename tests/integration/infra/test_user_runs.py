@@ -29,6 +29,7 @@ BAD: list[tuple[str, dict[str, Any], dict[str, str | None], int, str]] = [
     ("two VMs of one name", {"fleet": [{"name": "a"}, {"name": "a"}]}, {}, 2, "'a' is taken by fleet[0]"),
     ("bad target", {"platform": {"baseTarget": "tags.a ="}}, {}, 2, "platform.baseTarget: "),
     ("no hub", {}, {"KVEDGE_HUB_CONNECTION_STRING_FILE": None}, 2, "hub: no hub is named"),
+    ("no kubeconfig", {}, {"KVEDGE_KUBECONFIG": "/nowhere/config"}, 2, "cluster.kubeconfig: "),
     ("hub is off", {}, {"KVEDGE_HUB_CONNECTION_STRING": OFF}, 1, "read the hub's statistics"),
     ("registry is off", {}, {"KVEDGE_REGISTRY_PUSH": "localhost:9"}, 1, "reach registry 'localhost:9'"),
     ("no namespace", {}, {"KVEDGE_NAMESPACE": "nowhere"}, 1, "namespace 'nowhere' is not there"),
@@ -59,28 +60,38 @@ def test_wrong_input_ends_up_in_one_message_and_makes_nothing(
     assert stack.hub() == ([], [])
 
 
-def running(folder: Path) -> list[int]:
-    """Return ids of processes whose state folder is the test's."""
-    found = []
-    for entry in Path("/proc").glob("[1-9]*"):
-        try:
-            variables = (entry / "environ").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        pid = int(entry.name)
-        ours = f"KVEDGE_STATE={folder}".encode() in variables
-        if ours and pid != os.getpid() and processes.start_time(pid) is not None:
-            found.append(pid)
-    return found
+def test_a_cluster_that_is_off_is_told_by_its_address(
+    stack: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within seconds, before the hub is asked for anything."""
+    file = stack.folder / "off"
+    text = Path(stack.site.kubernetes.kubeconfig).read_text()
+    file.write_text(text.replace(stack.site.kubernetes.server, "https://127.0.0.1:9"))
+    with monkeypatch.context() as patch:
+        patch.setenv("KVEDGE_KUBECONFIG", str(file))
+        done = stack.run("up", stack.name, "--no-wait", seconds=60)
+    assert done.returncode == 1
+    assert "Unreachable" in done.stderr
+    assert "('127.0.0.1', 9)" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert stack.hub() == ([], [])
 
 
-def pulumi_of(folder: Path) -> int | None:
-    """Return the id of the engine that the test's process runs, once it is there."""
-    for pid in running(folder):
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        if words[0].endswith(b"/pulumi") and words[1:2] == [b"up"]:
-            return pid
-    return None
+def test_a_full_disk_is_told_before_anything_is_made(stack: Any) -> None:
+    """The folder and what is free there; neither cluster nor hub is touched."""
+    folder = stack.folder / "stacks"
+    folder.mkdir()
+    done = processes.run(
+        [
+            "unshare", "--user", "--map-root-user", "--mount", "sh", "-ec",
+            f'mount -t tmpfs -o size=16m none {folder}; exec "$@"', "sh",
+            sys.executable, "-m", "kvedge", "up", stack.name, "--no-wait",
+        ],
+        what="kvedge up on a full disk", cwd=stack.project.folder, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert f"MiB free for '{folder}'" in done.stderr
+    assert (stack.objects(), stack.hub()) == ([], ([], []))
 
 
 def begin(stack: Any) -> subprocess.Popen[bytes]:
@@ -104,14 +115,14 @@ def test_nothing_is_left_of_a_run_that_ends_early(
     monkeypatch.setenv("TMPDIR", str(temporary))
     child = begin(stack)
     if how == "kill pulumi":
-        engine = pulumi_of(stack.folder)
+        engine = stack.pulumi()
         assert engine is not None
         os.kill(engine, signal.SIGKILL)
     else:
         child.send_signal(signal.SIGKILL if how == "kill kvedge" else signal.SIGINT)
     code = child.wait(timeout=60)
     assert code == {"kill pulumi": 1, "kill kvedge": -signal.SIGKILL, "interrupt": 130}[how]
-    until(lambda: not running(stack.folder), seconds=30, what="all processes are gone")
+    until(lambda: not stack.processes(), seconds=30, what="all processes are gone")
     until(lambda: not list(temporary.iterdir()), seconds=10, what="all temporary files are gone")
     assert stack.run("up", stack.name, "--no-wait").returncode == 0
     assert stack.hub()[0] == ["plant-p1", "plant-p2"]

@@ -17,17 +17,19 @@ class Cluster:
     """One claim, as CDI makes it for a DataVolume. Limits: knows only this one."""
 
     def __init__(self, disk: str, overhead: float) -> None:
-        self.volume = {"spec": {"storage": {"resources": {"requests": {"storage": disk}}}}}
+        self.volume = {
+            "metadata": {"name": "p1-data"},
+            "spec": {"storage": {"resources": {"requests": {"storage": disk}}}},
+        }
         size = str(int(parse_quantity(disk) * int(1000 + overhead * 1000) / 1000))
         self.claim: dict[str, Any] = {
-            "metadata": {}, "spec": {"resources": {"requests": {"storage": size}}},
+            "metadata": {"name": "p1-data"},
+            "spec": {"resources": {"requests": {"storage": size}}},
         }  # fmt: skip
         self.patches = 0
 
     async def get(self, path: str) -> Any:
-        if not path.endswith("/p1-data"):
-            raise errors.NotFound("get", status=404)
-        return self.volume if "datavolumes" in path else self.claim
+        return {"items": [self.volume if path.endswith("/datavolumes") else self.claim]}
 
     async def patch(self, path: str, body: Any, kind: str) -> None:
         assert path == "/api/v1/namespaces/edge/persistentvolumeclaims/p1-data"
