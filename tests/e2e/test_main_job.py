@@ -76,6 +76,16 @@ def test_cloud_init_has_nothing_to_complain_about(demo):
     assert told.stdout == ""
 
 
+def test_kubectl_enters_the_module(demo):
+    """`kubectl exec` runs in the module's container, with its exit code; the key does no more."""
+    target = "deployment/temperature-sensor"
+    done = demo.sourced(f"kubectl exec {target} -- sh -c 'hostname; exit 3'", check=False)
+    inside = demo.ssh("docker exec temperature-sensor-sensor hostname").stdout
+    assert (done.returncode, done.stdout) == (3, inside)
+    done = demo.sourced(f"echo typed | kubectl exec -i {target} -- cat")
+    assert done.stdout == "typed\n"
+
+
 def test_second_up_changes_nothing(demo):
     """Neither kvedge nor a bare pulumi finds anything to do."""
     assert "no changes" in demo.kvedge("up", "dev").stdout
