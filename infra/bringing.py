@@ -17,6 +17,7 @@ from infra import (
     growing,
     guest,
     hub_content,
+    operators,
     publishing,
     rendering,
     rollout,
@@ -69,6 +70,8 @@ def bring_up(
     if environment.azure:
         environment = _cloud_up(engine, environment, progress)
     asyncio.run(_check(environment))
+    if environment.operators:
+        asyncio.run(_install(environment, environment.operators, progress))
     asyncio.run(_refuse_shrinking(environment))
     publishing_checked(environment)
     progress("checks", 1, 1)
@@ -257,18 +260,25 @@ async def _check(environment: spec.Environment) -> None:
                 f"namespace {namespace!r} is not there",
                 hint=f"kubectl create namespace {namespace}",
             ) from cause
-        for api_version, kind in _KINDS:
+        for api_version, kind in () if environment.operators else _KINDS:
             try:
                 await client.path_of(api_version, kind)
             except errors.NotFound as cause:
                 raise errors.KvedgeError(
                     f"the cluster knows no {kind!r}",
-                    hint="install KubeVirt and CDI on it",
+                    hint="install KubeVirt and CDI on it, or put `operators: {}` into the settings",
                 ) from cause
     async with _hub(environment, patient=False) as hub:
         await hub.statistics()
         if environment.platform:
             await _refuse_second_platform(environment, hub)
+
+
+async def _install(
+    environment: spec.Environment, wanted: spec.Operators, progress: Progress
+) -> None:
+    async with _client(environment) as client:
+        await operators.install(client, wanted, progress=progress)
 
 
 async def _refuse_second_platform(environment: spec.Environment, hub: iothub.Hub) -> None:

@@ -20,6 +20,7 @@ from infra import (
     hub_content,
     manifests,
     node_manifests,
+    operators,
     publishing,
 )
 from kvedge import errors
@@ -55,6 +56,8 @@ class Rendered:
 
     objects: tuple[KubeObject, ...]
     secrets: tuple[KubeObject, ...]
+    operators: tuple[KubeObject, ...] = ()
+    """KubeVirt and CDI, which must be there before the others are applied."""
 
 
 def facts_of(environment: spec.Environment, by: publishing.Builder) -> Facts:
@@ -152,7 +155,14 @@ def rendered(environment: spec.Environment, facts: Facts, *, store: str = "") ->
         secrets += own
     if store:
         secrets = [_reference(environment, one, store) for one in secrets]
-    return Rendered(objects=tuple(objects), secrets=tuple(secrets))
+    wanted = environment.operators
+    cluster = [
+        obj
+        for part in operators.PARTS
+        if wanted
+        for obj in (*operators.operator(wanted, part), operators.controlled(wanted, part))
+    ]
+    return Rendered(objects=tuple(objects), secrets=tuple(secrets), operators=tuple(cluster))
 
 
 def write(found: Rendered, folder: Path) -> list[Path]:
@@ -166,7 +176,8 @@ def write(found: Rendered, folder: Path) -> list[Path]:
             f"folder {str(folder)!r} has files that were not rendered by kvedge",
             hint="name another folder, or empty this one",
         )
-    shutil.rmtree(folder / "secrets", ignore_errors=True)
+    for part in ("secrets", "operators"):
+        shutil.rmtree(folder / part, ignore_errors=True)
     for old in folder.glob("*.yaml"):
         old.unlink()
     (folder / "secrets").mkdir(parents=True)
@@ -175,6 +186,11 @@ def write(found: Rendered, folder: Path) -> list[Path]:
         _write(folder / _file_name(obj), obj, 0o644)
     for obj in found.secrets:
         _write(folder / "secrets" / _file_name(obj), obj, 0o600)
+    if found.operators:
+        (folder / "operators").mkdir()
+        for obj in found.operators:
+            _write(folder / "operators" / _file_name(obj), obj, 0o644)
+        _kustomize(folder / "operators", [])
     _kustomize(folder / "secrets", [])
     _kustomize(folder, ["secrets"])
     return sorted(folder.rglob("*.yaml"))
@@ -202,7 +218,8 @@ def _reference(environment: spec.Environment, secret: KubeObject, store: str) ->
 def _file_name(obj: KubeObject) -> str:
     metadata = obj["metadata"]
     place = f"{metadata['namespace']}-" if obj["kind"] in ("Role", "RoleBinding") else ""
-    return f"{obj['kind'].lower()}-{place}{metadata['name']}.yaml"
+    name = metadata["name"].replace(":", "-")
+    return f"{obj['kind'].lower()}-{place}{name}.yaml"
 
 
 def _write(file: Path, obj: Any, mode: int) -> None:

@@ -25,7 +25,7 @@ _DRAFT = "http://json-schema.org/draft-07/schema#"
 _CLASSES = {
     "": "Environment", "cluster": "Cluster", "hub": "Hub", "dps": "Dps", "registry": "Registry",
     "image": "Image", "ssh": "Ssh", "edge": "EdgeRuntime", "rollout": "Rollout",
-    "azure": "Azure", "azure.hub": "AzureHub", "azure.dps": "AzureDps",
+    "operators": "Operators", "azure": "Azure", "azure.hub": "AzureHub", "azure.dps": "AzureDps",
     "azure.aks": "Aks", "azure.arc": "Arc", "azure.arc.flux": "Flux",
     "platform": "Platform", "platform.connector": "Connector", "fleet[]": "Vm",
     "fleet.vms[]": "Vm", "fleet.template": "Vm", "fleet.overrides.*": "Vm",

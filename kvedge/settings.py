@@ -229,6 +229,7 @@ def read(name: str, top: Fields) -> spec.Environment:
         rollout=_rollout(top),
         hosts=top.mapping("hosts", key=_host_name, value=_address),
         platform=platform,
+        operators=_operators(top),
         azure=cloud.read(top, _secret),
         key_seed=Secret(seed) if seed else None,
         labels=top.mapping("labels", key=_label_key, value=_label_value),
@@ -557,6 +558,19 @@ def _platform(top: Fields) -> spec.Platform | None:
     )  # fmt: skip
     part.done()
     return platform
+
+
+def _operators(top: Fields) -> spec.Operators | None:
+    if not top.has("operators"):
+        top.raw("operators")
+        return None
+    part, plain = top.section("operators"), spec.Operators()
+    operators = spec.Operators(
+        registry=part.text("registry", plain.registry, check=_image_name),
+        emulation=part.flag("emulation", default=False),
+    )
+    part.done()
+    return operators
 
 
 def _secret(part: Fields, field: str, *, check: Callable[[str], str] | None = None) -> str:

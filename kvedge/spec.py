@@ -31,6 +31,7 @@ __all__ = [
     "Flux",
     "Hub",
     "Image",
+    "Operators",
     "Platform",
     "Registry",
     "Rollout",
@@ -215,6 +216,16 @@ class Platform:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Operators:
+    """KubeVirt and CDI, put on a cluster that has neither."""
+
+    registry: str = "quay.io/kubevirt"
+    """Where the cluster pulls their images from; a mirror keeps the images' names and tags."""
+    emulation: bool = False
+    """VMs run without hardware virtualization, slowly; for tries."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class AzureHub:
     """An IoT Hub, with a policy for provisioning and one for the connector."""
 
@@ -333,6 +344,8 @@ class Environment:
     """Host name to address: lines of the guests' /etc/hosts."""
     platform: Platform | None = None
     """What exactly one environment of a hub carries for all of them."""
+    operators: Operators | None = None
+    """Puts KubeVirt and CDI on the cluster; for one environment of a cluster."""
     azure: Azure | None = None
     """What `kvedge up` makes in Azure first."""
     key_seed: Secret | None = None

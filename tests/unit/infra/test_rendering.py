@@ -98,6 +98,24 @@ def test_the_same_settings_give_the_same_bytes(
     assert not [name for name in run(fewer) if "edge2" in name]
 
 
+def test_operators_are_a_kustomization_of_their_own(
+    environment: spec.Environment, tmp_path: Path
+) -> None:
+    """KubeVirt and CDI must be there before the rest is applied, so the rest does not list them."""
+    wanted = dataclasses.replace(environment, operators=spec.Operators(emulation=True))
+    out = tmp_path / "out"
+    rendering.write(rendering.rendered(wanted, facts(wanted)), out)
+    listed = yaml.safe_load((out / "kustomization.yaml").read_text())["resources"]
+    assert "operators" not in listed
+    own = yaml.safe_load((out / "operators" / "kustomization.yaml").read_text())["resources"]
+    assert {"kubevirt-kubevirt.yaml", "cdi-cdi.yaml", "deployment-virt-operator.yaml"} <= set(own)
+    kubevirt = yaml.safe_load((out / "operators" / "kubevirt-kubevirt.yaml").read_text())
+    developer = kubevirt["spec"]["configuration"]["developerConfiguration"]
+    assert developer == {"useEmulation": True}
+    rendering.write(rendering.rendered(environment, facts(environment)), out)
+    assert not (out / "operators").exists()
+
+
 def test_a_folder_of_somebody_else_is_left_alone(
     environment: spec.Environment, tmp_path: Path
 ) -> None:
