@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import signal
@@ -183,6 +184,12 @@ def live(stack: Any) -> dict[str, Any]:
     return found
 
 
+def service_key(stack: Any) -> str:
+    """Return the key of the hub's service policy."""
+    text = Path(stack.site.hub.connection_string_file).read_text().strip()
+    return text.rpartition("SharedAccessKey=")[2]
+
+
 def test_rendered_files_make_the_objects_that_up_makes(stack: Any) -> None:
     """`kubectl apply -k` of plain output, on an empty cluster, against what `up` had made."""
     stack.up()
@@ -215,9 +222,16 @@ def test_rendered_files_make_the_objects_that_up_makes(stack: Any) -> None:
         assert references.returncode == 0, references.stderr
         text = "".join(path.read_text() for path in out.rglob("*.yaml"))
         assert "ExternalSecret" in text
-        for document in map(yaml.safe_load, files.values()):
-            if document["kind"] == "Secret" and document["metadata"]["name"].endswith("-edge"):
-                assert document["data"]["config.toml"] not in text
+        hidden = {"config.toml", "ssh_host_ed25519_key", "hub0-cs"}
+        values = [
+            document["data"][name]
+            for document in map(yaml.safe_load, files.values())
+            if document["kind"] == "Secret"
+            for name in hidden & set(document["data"])
+        ]
+        assert len(values) == 5
+        for value in [*values, *(base64.b64decode(v).decode() for v in values), service_key(stack)]:
+            assert value not in text
     finally:
         kubectl(stack.site, "delete", "-k", str(out), "--wait=false", "--ignore-not-found",
                 check=False)  # fmt: skip
