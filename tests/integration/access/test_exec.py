@@ -73,7 +73,7 @@ def test_two_dashes_end_the_options(cli, fleet):
     code, out, err = cli(
         "ssh", "--via", "address", "-i", str(fleet.user_key), "a", "--", "echo", "one two"
     )
-    assert (code, out) == (0, "one two\n"), err
+    assert (code, out.strip()) == (0, "one two"), err
 
 
 def test_large_output_and_long_commands(cli, fleet):
