@@ -87,7 +87,9 @@ def test_a_small_tier_runs_one_job_at_a_time(turn, jobs, job_id, devices, eventu
     seen = []
 
     def over():
-        both = [jobs.get_scheduled_job(name).status for name in (job_id, second.job_id)]
+        # The second one first: what it had come to, the first one had come to before.
+        later = jobs.get_scheduled_job(second.job_id).status
+        both = [jobs.get_scheduled_job(job_id).status, later]
         seen.append(both)
         return both == ["failed", "completed"]
 
