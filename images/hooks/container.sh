@@ -43,7 +43,7 @@ cd encodings
 rm -f big5* cp[789]* cp10* cp11* cp125[013-8]* euc_* gb* hp_roman8* hz* iso2022_* iso8859_[2-9]* \
 	iso8859_1[0-6]* johab* koi8_* kz1048* mac_* ptcp154* shift_jis* tis_620*
 cd "$root"
-chroot "$root" /usr/bin/python3 -m compileall -b -q --invalidation-mode unchecked-hash /usr/lib/python3.11 >/dev/null
+chroot "$root" /usr/bin/python3 -B -m compileall -b -q --invalidation-mode unchecked-hash /usr/lib/python3.11 >/dev/null
 find usr/lib/python3.11 -name '*.py' -delete
 mkdir -p "$root/app" "$root/home" "$root/tmp" "$root/run"
 chmod 1777 "$root/tmp"

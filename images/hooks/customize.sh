@@ -9,7 +9,7 @@ root=$1
 if [ -x "$root/usr/bin/python3" ]; then
 	changed=$(cd "$root" && find usr opt -name '*.py' ${KVEDGE_STAMP:+-cnewer "$root/$KVEDGE_STAMP"} -printf '%h\n' 2>/dev/null | sort -u)
 	if [ -n "$changed" ]; then
-		printf '%s\n' "$changed" | chroot "$root" python3 -m compileall -q -f -l \
+		printf '%s\n' "$changed" | chroot "$root" python3 -B -m compileall -q -f -l \
 			--invalidation-mode unchecked-hash -i - >/dev/null || true
 	fi
 fi
