@@ -77,7 +77,7 @@ def _kubectl(folder, environment):
     for vm in environment.fleet:
         keys = guest.host_key("rival", vm.name)
         files = guest.secret_disk(
-            environment, vm, connection_string="HostName=h;DeviceId=d;SharedAccessKey=k",
+            environment, vm, connection_string="HostName=h;DeviceId=d;SharedAccessKey=a2V5",
             keys=keys, authorized_keys=["ssh-ed25519 AAAA bench"], trusted_ca="",
         )  # fmt: skip
         documents = {
