@@ -52,15 +52,18 @@ def authorized(environment: spec.Environment) -> tuple[str, ...]:
 
 def exec_key(environment: spec.Environment) -> str:
     """Return the private key by which the connector enters modules; empty if it may not."""
-    if environment.platform is None or not environment.platform.connector.exec:
-        return ""
-    return guest.exec_key(seed(environment))[0]
+    return _exec_pair(environment)[0]
 
 
 def _connector(environment: spec.Environment) -> tuple[str, ...]:
-    if not exec_key(environment):
-        return ()
-    return (guest.exec_only(guest.exec_key(seed(environment))[1]),)
+    public = _exec_pair(environment)[1]
+    return (guest.exec_only(public),) if public else ()
+
+
+def _exec_pair(environment: spec.Environment) -> tuple[str, str]:
+    if environment.platform is None or not environment.platform.connector.exec:
+        return "", ""
+    return guest.exec_key(seed(environment))
 
 
 def _people(environment: spec.Environment) -> tuple[str, ...]:

@@ -132,8 +132,7 @@ async def _until_available(client: kube.Client, obj: KubeObject, progress: Progr
     name = obj["metadata"]["name"]
     progress(name, note="installing")
     while True:
-        found = await _existing(client, obj)
-        conditions = ((found or {}).get("status") or {}).get("conditions") or ()
+        conditions = await _conditions(client, obj)
         if any(one["type"] == "Available" and one["status"] == "True" for one in conditions):
             progress(name, 1, 1, version(name))
             return
@@ -141,13 +140,16 @@ async def _until_available(client: kube.Client, obj: KubeObject, progress: Progr
 
 
 async def _state(client: kube.Client, obj: KubeObject) -> str:
-    found = await _existing(client, obj)
-    conditions = ((found or {}).get("status") or {}).get("conditions") or ()
     told = [
         f"{one['type']} {one['status']} ({one.get('reason', '')}: {one.get('message', '')})"
-        for one in conditions
+        for one in await _conditions(client, obj)
     ]
     return f"{obj['metadata']['name']}: {', '.join(told) or 'its operator says nothing yet'}"
+
+
+async def _conditions(client: kube.Client, obj: KubeObject) -> list[dict[str, Any]]:
+    found = await _existing(client, obj)
+    return ((found or {}).get("status") or {}).get("conditions") or []
 
 
 async def _existing(client: kube.Client, obj: KubeObject) -> dict[str, Any] | None:

@@ -83,8 +83,9 @@ def ssh(
 def _pipe(session, line: str) -> int:  # type: ignore[no-untyped-def]  # noqa: ANN001
     try:
         stdin = None if sys.stdin is None or sys.stdin.isatty() else sys.stdin.buffer
-        # A stream of this process alone, with no file behind it, cannot be waited for.
-        _ = stdin and stdin.fileno()
+        if stdin is not None:
+            # A stream of this process alone, with no file behind it, cannot be waited for.
+            stdin.fileno()
     except ValueError:
         stdin = None
     return session.run(line, stdin=stdin, stdout=sys.stdout.buffer, stderr=sys.stderr.buffer)
