@@ -2,6 +2,8 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 BIN := .venv/bin
+# Much of a test is waiting, so two at a time; a file stays together, since it shares a site or a VM.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 .PHONY: help setup parts demo down test test-full test-ubuntu check format bench clean
 
 help:  ## Show this list
@@ -22,10 +24,10 @@ parts: setup
 	@$(BIN)/kvedge image build debian-12-edge
 
 test: parts  ## Unit and integration tests and one real VM, under 15 minutes
-	@$(BIN)/python -m pytest -m "not slow and not ubuntu"
+	@$(PYTEST) -m "not slow and not ubuntu"
 
 test-full: parts  ## Everything, longer tests too
-	@$(BIN)/python -m pytest -m "not ubuntu"
+	@$(PYTEST) -m "not ubuntu"
 
 test-ubuntu: setup  ## Build and boot the Ubuntu images; fails where an archive does not answer
 	@$(BIN)/python -m pytest -m ubuntu tests/integration/images/test_ubuntu.py

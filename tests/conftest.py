@@ -13,6 +13,7 @@ pytest_plugins = ["kvedge.testing.sites", "kvedge.testing.demos"]
 
 _UNIT_SECONDS = 20
 _ROOT = Path(__file__).parent
+_FIRST = ["e2e", *(f"integration/{room}" for room in ("infra", "images", "site", "node"))]
 
 # Shared machines stall now and then, so an example has no deadline; the test as a whole has one.
 hypothesis.settings.register_profile("quick", max_examples=50, deadline=None)
@@ -34,11 +35,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give unit and house tests a short time limit of their own."""
+    """Give unit tests a short time limit, and let what takes longest begin first."""
+    items.sort(key=_place)
     for item in items:
         folder = item.path.relative_to(_ROOT).parts[0]
         if folder == "unit" and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(_UNIT_SECONDS))
+
+
+def _place(item: pytest.Item) -> int:
+    """Return the turn of a test: with two workers, a long file at the end would run alone."""
+    folder = "/".join(item.path.relative_to(_ROOT).parts[:-1])
+    return _FIRST.index(folder) if folder in _FIRST else len(_FIRST)
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,9 @@ import contextlib
 import dataclasses
 import os
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from kvedge import errors
@@ -16,11 +19,12 @@ from kvedge.tools.catalogue import FAMILIES, Family, Tool
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-    from pathlib import Path
 
     from kvedge.progress import Progress
 
 __all__ = ["Row", "Toolbox", "link"]
+
+_TWO_LANES_KIBIBYTES = 8 << 20
 
 Source = Literal["path", "cache", "missing"]
 
@@ -125,20 +129,38 @@ class Toolbox:
         # Told before the work begins, on terminals and in logs alike.
         task = f"obtain programs ({_price(families)})"
         progress(task, 0, len(families))
+        ended = threading.Event()
+
+        def hear(task: str, done: float = 0.0, total: float | None = None, note: str = "") -> None:
+            if ended.is_set():
+                raise _EndedError
+            progress(task, done, total, note)
+
         with contextlib.ExitStack() as stack:
             go: golang.Go | None = None
-            for count, family in enumerate(families):
-                if go is None and family.debian is None:
-                    go = stack.enter_context(
-                        golang.opened(
-                            cache=self._cache,
-                            sources=self._sources,
-                            versions=self._versions,
-                            progress=progress,
-                        )
+            if any(family.debian is None for family in families):
+                go = stack.enter_context(
+                    golang.opened(
+                        cache=self._cache,
+                        sources=self._sources,
+                        versions=self._versions,
+                        progress=progress,
                     )
-                self._build_family(family, missing[family.name], go, progress)
-                progress(task, count + 1, len(families))
+                )
+            lanes = stack.enter_context(ThreadPoolExecutor(max_workers=_lanes()))
+            # The longest first, so that none of them is alone at the end.
+            jobs = [
+                lanes.submit(self._build_family, family, missing[family.name], go, hear)
+                for family in sorted(families, key=lambda family: -family.seconds)
+            ]
+            try:
+                for count, job in enumerate(as_completed(jobs)):
+                    job.result()
+                    progress(task, count + 1, len(families))
+            except BaseException:
+                ended.set()
+                lanes.shutdown(cancel_futures=True)
+                raise
 
     def _build_family(
         self, family: Family, tools: list[Tool], go: golang.Go | None, progress: Progress
@@ -207,6 +229,19 @@ class Toolbox:
             folder = layout.family_dir(family, cache=self._cache, sources=self._sources)
             self._folders[family.name] = folder
         return self._folders[family.name]
+
+
+class _EndedError(Exception):
+    """Another lane failed, or the user has enough."""
+
+
+def _lanes() -> int:
+    """Return how many families are built at once: linking one fits beside compiling another.
+
+    A lane takes up to 4 GiB at the largest compilations.
+    """
+    memory = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    return 2 if int(memory["MemAvailable"].split()[0]) >= _TWO_LANES_KIBIBYTES else 1
 
 
 def _price(families: list[Family]) -> str:

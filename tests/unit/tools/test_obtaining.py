@@ -120,3 +120,24 @@ def test_a_bin_folder_on_path_does_not_link_to_itself(toolbox, program, go, monk
     assert (linked / "hello").readlink() == own
     assert (linked / "goodbye").resolve().is_relative_to(tmp_path / "cache")
     assert [row.source for row in toolbox().status()] == ["path", "cache"]
+
+
+def test_a_failure_ends_the_other_lane(tmp_path, sources, family, go, monkeypatch):
+    """Nobody waits an hour for programs of a run that has failed already."""
+    monkeypatch.setattr(obtaining, "_lanes", lambda: 2)
+    slow = go / "slow"
+    slow.write_text("while :; do echo example.test/more; done\n")
+    script = (go / "go").read_text()
+    turned = script.replace("build)\n", f'build)\n  case $* in *hello*) . "{slow}" ;; esac\n')
+    (go / "go").write_text(turned)
+    (go / "broken").touch()
+    (sources / "second").symlink_to("greeting")
+    hello, goodbye = family.tools
+    families = (
+        dataclasses.replace(family, tools=(hello,), seconds=9),
+        dataclasses.replace(family, name="second", tools=(goodbye,)),
+    )
+    box = Toolbox(cache=tmp_path / "cache", sources=sources, families=families)
+    with pytest.raises(errors.BuildFailed, match="syntax error"):
+        box.ensure(["hello", "goodbye"])
+    assert [row.source for row in box.status()] == ["missing", "missing"]
