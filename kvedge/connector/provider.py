@@ -45,6 +45,7 @@ _CONTACT_SECONDS = 20.0
 _SECONDS_PER_PAGE = 6.0
 _FAST_SECONDS = 2.0
 """Polling while something has changed and does not run yet."""
+_EAGER_SECONDS = 20.0
 _UNSETTLED_SECONDS = 180.0
 _SPARE_QUERIES = 6
 _MOST_DOUBLINGS = 2
@@ -287,20 +288,22 @@ class IotEdgeProvider(Provider):
     def _pace(self) -> float:
         """Return the seconds to the next poll: soon after a change, else the usual ones.
 
-        A long wait for devices uses the budget up; then as often as half of the quota allows.
+        Soon means a few seconds while a device that is there works on it. While there is none, as
+        often as half of the quota allows, which leaves the budget for when it comes.
         """
         usual = self.poll_interval()
         if self._refusals:
             # A poll begins at its first page again, so there must be room for all of them.
             return usual * 2 ** min(self._refusals, _MOST_DOUBLINGS)
-        loop = asyncio.get_running_loop()
-        unsettled = loop.time() - self._changed_at < _UNSETTLED_SECONDS and not all(
-            self._runs(uid) for uid in tuple(self._placed)
-        )
-        if not unsettled:
+        since = asyncio.get_running_loop().time() - self._changed_at
+        awaited = [placed for uid, placed in self._placed.items() if not self._runs(uid)]
+        if since >= _UNSETTLED_SECONDS or not awaited:
             return usual
         room = self._hub.budget.left("query") >= 2 * self._devices.pages + _SPARE_QUERIES
-        return min(usual, _FAST_SECONDS if room else self._slowest())
+        working = since < _EAGER_SECONDS or any(
+            report.connected for placed in awaited for report in self._devices.of(*placed.ids)
+        )
+        return min(usual, _FAST_SECONDS if room and working else self._slowest())
 
     def _warn(self, uid: str, reason: str, message: str) -> None:
         self._reporter.event(uid, reason, message, warning=True)
