@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
@@ -415,8 +416,10 @@ def _elsewhere(tmp_path, program, *arguments):
         for name in ("subuid", "subgid"):
             (tmp_path / "etc" / name).write_text("builder:300000:65536\n")
         binds += 'mount --bind "$1/etc" /etc; '
-        for parent in (tmp_path, *tmp_path.parents[:2]):
-            parent.chmod(0o755)
+        temporary = Path(tempfile.gettempdir())
+        for folder in (tmp_path, *tmp_path.parents):
+            if folder.is_relative_to(temporary) and folder != temporary:
+                folder.chmod(0o755)
         os.chown(home, 4242, 4242)
     script = f'{binds}cd "$1/home"; shift; exec "$@"'
     argv = [*outer, "sh", "-euc", script, "sh", tmp_path, *inner]
