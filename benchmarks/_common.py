@@ -49,6 +49,23 @@ def median_ms(times):
     return round(statistics.median(times) * 1000, 1)
 
 
+def judged(figures, limits):
+    """Return each figure with its limit and whether it is kept.
+
+    Args:
+        figures: what was measured; a figure inside another has both names with a dot between.
+        limits: name to ("<=" or ">=", limit).
+    """
+    found = {}
+    for name, (sign, limit) in limits.items():
+        value = figures
+        for part in name.split("."):
+            value = value[part]
+        kept = value <= limit if sign == "<=" else value >= limit
+        found[name] = {"figure": value, "target": f"{sign} {limit:g}", "pass": kept}
+    return found
+
+
 def emit(name, before, figures):
     """Print one JSON object."""
     print(

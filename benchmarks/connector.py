@@ -3,17 +3,19 @@
 One hub (emulated, with the throttles of tier S1), simulated devices in groups, one connector; hub
 and devices are processes of their own. In this order:
 - pods for one group each, until all run; from the 80th deployment on they share;
-- steady state, then one device reports a failure;
-- pods while the hub refuses requests, for it has half of the units that the connector was told, and
-  in bursts; then all pods go;
-- pods that share deployments, on 50 single devices; then they go.
+- steady: nothing changes for some minutes, then one device reports a failure;
+- throttled: pods while the hub has half of the units that the connector was told, and refuses
+  everything for 5 of each 30 seconds; then all pods go;
+- packed: pods that share deployments, on 50 single devices; then they go.
 Steady state, throttling and packing run with the quotas of one unit, the others with those of ten,
-which the output says. Options: --deployments N, --devices N, --packed N, --minutes M of steady state,
---throttled N, --seconds N that one step may take.
+which the output says. About six minutes on two quiet cores. Options: --deployments N, --devices N,
+--packed N, --throttled N, --minutes M of steady state, --seconds N that one step may take,
+--only "steady throttled packed".
 """
 
 import argparse
 import asyncio
+import collections
 import contextlib
 import pathlib
 import shutil
@@ -28,6 +30,7 @@ from _hub import Hub
 
 from kvedge import iothub, kube
 from kvedge.connector import IotEdgeProvider, Settings
+from kvedge.edge import packing
 from kvedge.emulator import monitoring
 from kvedge.node import NodeSpec, running
 from kvedge.redact import Secret
@@ -43,7 +46,10 @@ MANY_UNITS = 10
 TOLD_UNITS = 2
 """What the connector believes of the hub of one unit that throttles it."""
 AT_ONCE = 16
-BURSTS = {"fail_status": 429, "fail_count": 5, "fail_every_seconds": 30.0}
+BURSTS = {"fail_status": 429, "fail_count": -1, "fail_seconds": 5.0, "fail_every_seconds": 30.0}
+REQUESTS_PER_MINUTE = 12
+WRITES_PER_MINUTE = 20
+"""Operations on deployments that a hub of one unit takes, and as many at once."""
 now = time.monotonic
 
 
@@ -67,6 +73,18 @@ def packed_pod(prefix, index):
     group, number = index % GROUPS, index // GROUPS % TARGETS_PER_GROUP + 1
     notes = {"kvedge.io/devices": f"g{group}-{number}", "kvedge.io/packed": "true"}
     return pod(f"{prefix}{index}", notes)
+
+
+class Budget(iothub.Budget):
+    """A budget that counts what the hub refused all the same."""
+
+    def __init__(self, units):
+        super().__init__(units)
+        self.refusals = collections.Counter()
+
+    def refused(self, kind):
+        self.refusals[kind] += 1
+        super().refused(kind)
 
 
 class Devices:
@@ -165,7 +183,7 @@ class Bench:
         """Run the connector in this process on a hub of so many units."""
         await self.knobs(tier="S1", units=units)
         async with iothub.Hub.from_connection_string(
-            Secret(self.hub.connection), ca_file=self.hub.ca, budget=iothub.Budget(units)
+            Secret(self.hub.connection), ca_file=self.hub.ca, budget=Budget(units)
         ) as service:
             settings = Settings(
                 cluster="bench", node=NODE, address="10.0.0.1", poll_seconds=POLL_SECONDS
@@ -217,6 +235,15 @@ class Bench:
         )
         return round(now() - began, 1)
 
+    async def all_gone(self, key, prefixes):
+        """Delete all pods; return how long that takes and what is left over in the hub."""
+        async with self.connector(MANY_UNITS) as (service, _):
+            began = now()
+            for prefix, count in prefixes.items():
+                await self.clear(prefix, count)
+            took = round(now() - began, 1)
+            return {key: took, "left_over": len(await service.configurations()) - 1}
+
 
 async def steady(bench, devices, options):
     """Return what the hub is asked while nothing changes, and how soon a report is told."""
@@ -239,43 +266,92 @@ async def steady(bench, devices, options):
         return figures
 
 
+def modules_of(configurations):
+    """Return how many deployments each module is in."""
+    return collections.Counter(
+        name
+        for entry in configurations
+        for module, name in packing.parts_of(entry["content"]["modulesContent"])
+        if module == "$edgeAgent"
+    )
+
+
+async def throttled(bench, prefixes, options):
+    """Return what becomes of pods while the hub has less units than the connector was told.
+
+    Args:
+        bench: where it runs.
+        prefixes: of the names of all pods to how many there are.
+        options: of the command line.
+    """
+    wanted = {
+        f"properties.desired.modules.{prefix}{index}-m"
+        for prefix, count in prefixes.items()
+        for index in range(count)
+    }
+    async with bench.connector(TOLD_UNITS) as (service, node):
+        await bench.knobs(tier="S1", units=1, **BURSTS)
+        took = await bench.bring("t", options.throttled, group_pod)
+        refused = service.budget.refusals.total()
+        await bench.knobs(tier="S1", units=MANY_UNITS)
+        began = now()
+        while True:
+            found = modules_of(await service.configurations())
+            twice = sum(count > 1 for count in found.values())
+            # Pods that share are in two deployments until every device has the newer one.
+            if not twice or now() - began > 2 * node.provider.poll_interval():
+                break
+            await asyncio.sleep(5)
+    return {
+        "pods": options.throttled,
+        "hub_units": 1,
+        "connector_units": TOLD_UNITS,
+        "bursts": BURSTS,
+        "refused": refused,
+        "all_running_s": took,
+        "lost": len(wanted - found.keys()),
+        "made_twice": twice,
+    }
+
+
 async def pack(bench, options):
     """Return how long pods that share deployments take, and what that costs the hub."""
     async with bench.connector(1) as (service, _):
         before, cpu = dict(service.budget.spent), time.process_time()
         took = await bench.bring("k", options.packed, packed_pod)
         spent = service.budget.spent
-        listed = await service.configurations()
+        packs = [e for e in await service.configurations() if packing.pack_of(e)]
         return {
             "packed_pods": bench.seen.count_ready("k"),
             "packed_s": took,
-            "packed_deployments": sum("-pack-" in entry["id"] for entry in listed),
+            "packed_deployments": len(packs),
+            "packed_targets": len({entry["targetCondition"] for entry in packs}),
             "packed_hub_requests": {
                 kind: count - before.get(kind, 0) for kind, count in spent.items()
             },
+            "packed_refused": service.budget.refusals.total(),
             "packed_cpu_s": round(time.process_time() - cpu, 1),
         }
 
 
-async def throttled(bench, options):
-    """Return what becomes of pods while the hub has less units than the connector was told."""
-    async with bench.connector(TOLD_UNITS) as (service, _):
-        await bench.knobs(tier="S1", units=1, **BURSTS)
-        took = await bench.bring("t", options.throttled, group_pod)
-        await bench.knobs(tier="S1", units=MANY_UNITS)
-        owners = [
-            (entry.get("labels") or {}).get("kvedge-workload", "")
-            for entry in await service.configurations()
-        ]
-    lone = [name for name in owners if name.startswith("t")]
-    return {
-        "pods": options.throttled,
-        "hub_units": 1,
-        "connector_units": TOLD_UNITS,
-        "bursts": BURSTS,
-        "all_running_s": took,
-        "made_twice": len(lone) - len(set(lone)),
-    }
+def targets(figures, options):
+    """Return the limits of all figures that were taken."""
+    limits = {}
+    if "hub_requests_per_min" in figures:
+        limits["hub_requests_per_min"] = ("<=", REQUESTS_PER_MINUTE)
+        limits["report_to_status_s"] = ("<=", 2 * figures["poll_interval_s"])
+        limits["restart_status_writes"] = ("<=", 0)
+    if "throttled" in figures:
+        limits["throttled.lost"] = limits["throttled.made_twice"] = ("<=", 0)
+        limits["throttled.refused"] = (">=", 1)
+    if "packed_pods" in figures:
+        writes = WRITES_PER_MINUTE * (1 + figures["packed_s"] / 60)
+        limits["packed_pods"] = (">=", options.packed)
+        limits["packed_targets"] = (">=", min(options.packed, GROUPS * TARGETS_PER_GROUP))
+        limits["packed_hub_requests.configurations"] = ("<=", round(writes))
+        limits["packed_refused"] = ("<=", 0)
+    limits["left_over"] = ("<=", 0)
+    return limits
 
 
 async def measure(options, folder):
@@ -298,21 +374,23 @@ async def measure(options, folder):
                         "p", options.deployments, group_pod
                     )
                     figures["all_running_cpu_s"] = round(time.process_time() - began, 1)
+                    figures["hub_deployments"] = len(await service.configurations())
+                prefixes = {"p": options.deployments}
                 tell(figures)
-                figures |= await steady(bench, devices, options)
-                tell(figures)
-                figures["throttled"] = await throttled(bench, options)
-                tell(figures)
-                async with bench.connector(MANY_UNITS) as (service, _):
-                    figures["throttled"]["gone_s"] = await bench.clear("t", options.throttled)
-                    figures["all_gone_s"] = await bench.clear("p", options.deployments)
-                    figures["left_over"] = len(await service.configurations()) - 1
-                tell(figures)
-                figures |= await pack(bench, options)
-                tell(figures)
-                async with bench.connector(MANY_UNITS) as (service, _):
-                    figures["packed_gone_s"] = await bench.clear("k", options.packed)
-                    figures["left_over"] += len(await service.configurations()) - 1
+                if "steady" in options.only:
+                    figures |= await steady(bench, devices, options)
+                    tell(figures)
+                if "throttled" in options.only:
+                    prefixes["t"] = options.throttled
+                    figures["throttled"] = await throttled(bench, prefixes, options)
+                    tell(figures)
+                figures |= await bench.all_gone("all_gone_s", prefixes)
+                if "packed" in options.only:
+                    figures |= await pack(bench, options)
+                    tell(figures)
+                    left = figures["left_over"]
+                    figures |= await bench.all_gone("packed_gone_s", {"k": options.packed})
+                    figures["left_over"] += left
                 figures["hub_cpu_s"] = round(hub.cpu_seconds(), 1)
                 follow.cancel()
     finally:
@@ -328,8 +406,9 @@ def main():
     parser.add_argument("--devices", type=int, default=1000)
     parser.add_argument("--packed", type=int, default=2000)
     parser.add_argument("--throttled", type=int, default=15)
-    parser.add_argument("--minutes", type=float, default=2.0)
+    parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--seconds", type=float, default=400.0, help="for one step")
+    parser.add_argument("--only", type=str.split, default=["steady", "throttled", "packed"])
     options = parser.parse_args()
     before, began = _common.machine(), now()
     folder = pathlib.Path(tempfile.mkdtemp(prefix="kvedge-bench-"))
@@ -341,7 +420,8 @@ def main():
         shutil.rmtree(folder, ignore_errors=True)
     figures["whole_s"] = round(now() - began)
     sizes = {"deployments": options.deployments, "devices": options.devices}
-    _common.emit("connector", before, {**sizes, **figures})
+    judged = _common.judged(figures, targets(figures, options))
+    _common.emit("connector", before, {**sizes, **figures, "targets": judged})
 
 
 main()

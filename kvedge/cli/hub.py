@@ -33,6 +33,8 @@ _awkward: tuple[click.Option, ...] = (
     click.Option(["--fail-status"], type=click.Choice([429, 500, 503]),
                  help="Answer requests with this error."),
     click.Option(["--fail-count"], type=int, help="How many requests fail; -1: all."),
+    click.Option(["--fail-seconds"], type=_SECONDS,
+                 help="For so long at most, however few requests came."),
     click.Option(["--fail-every-seconds"], type=_SECONDS, help="Fail as many again so often."),
     click.Option(["--drop-every-seconds"], type=_SECONDS, help="End all MQTT sessions so often."),
 )  # fmt: skip

@@ -74,6 +74,8 @@ class Knobs:
     """… for the next so many requests (-1: for all) …"""
     fail_operation: str = ""
     """… of this operation, such as `Query`; empty: of any …"""
+    fail_seconds: float = 0.0
+    """… for so long at most, whether the number is reached or not; 0: until it is reached …"""
     fail_every_seconds: float = 0.0
     """… and again so often, in bursts; 0: once."""
     query_lag_seconds: float = 0.0
@@ -93,7 +95,7 @@ class Faults:
         self._buckets: dict[str, tuple[float, float]] = {}
         self.knobs = knobs
         self._left = 0
-        self._burst_ends = 0.0
+        self._burst_began = 0.0
         self._next_drop: asyncio.TimerHandle | None = None
         self.turn(knobs)
 
@@ -101,7 +103,7 @@ class Faults:
         """Set the knobs anew; to be called in the hub's event loop."""
         self.knobs = dataclasses.replace(knobs, drop_connections=False)
         self._left = knobs.fail_count
-        self._burst_ends = time.monotonic() + knobs.fail_every_seconds
+        self._burst_began = time.monotonic()
         self._buckets.clear()
         if knobs.drop_connections:
             self._drop()
@@ -129,13 +131,21 @@ class Faults:
         knobs = self.knobs
         if knobs.latency_seconds:
             await asyncio.sleep(knobs.latency_seconds)
-        if knobs.fail_every_seconds and time.monotonic() >= self._burst_ends:
-            self._left = knobs.fail_count
-            self._burst_ends = time.monotonic() + knobs.fail_every_seconds
-        if knobs.fail_status and self._left and knobs.fail_operation in ("", operation):
-            self._left -= self._left > 0
+        if self._fails(operation):
             raise catalogue.HubError(_STATUS_CODES[knobs.fail_status])
         self.charge(operation)
+
+    def _fails(self, operation: str) -> bool:
+        """Tell whether a request falls into a burst of failures, and count it."""
+        knobs, now = self.knobs, time.monotonic()
+        if knobs.fail_every_seconds and now >= self._burst_began + knobs.fail_every_seconds:
+            self._left, self._burst_began = knobs.fail_count, now
+        if knobs.fail_seconds and now >= self._burst_began + knobs.fail_seconds:
+            return False
+        if not knobs.fail_status or not self._left or knobs.fail_operation not in ("", operation):
+            return False
+        self._left -= self._left > 0
+        return True
 
     def charge(self, operation: str, cost: int = 1) -> None:
         """Take what an operation costs from its budget; raises HubError when it is used up."""

@@ -62,3 +62,30 @@ def test_no_tier_no_throttle(clock):
     """At first nothing is refused."""
     throttles = faults.Faults(Knobs(), lambda: None)
     assert all(throttles.take("ConfigurationWrite") for _ in range(10_000))
+
+
+async def test_burst_is_over_in_time(clock):
+    """With a time, what is left of a burst's number lapses, however few requests came."""
+    knobs = Knobs(fail_status=429, fail_count=3, fail_seconds=5.0, fail_every_seconds=30.0)
+    throttles = faults.Faults(knobs, lambda: None)
+
+    async def passes(seconds):
+        clock[0] = 1000.0 + seconds
+        try:
+            await throttles.admit("Query")
+        except catalogue.HubError:
+            return False
+        return True
+
+    seen = [await passes(seconds) for seconds in (0, 4, 5, 29, 30, 31, 32, 33, 60, 66)]
+    assert seen == [False, False, True, True, False, False, False, True, False, True]
+
+
+async def test_burst_without_a_time_waits_for_its_number(clock):
+    """Who asks seldom meets nothing else."""
+    knobs = Knobs(fail_status=429, fail_count=2, fail_every_seconds=30.0)
+    throttles = faults.Faults(knobs, lambda: None)
+    for _ in range(5):
+        clock[0] += 20.0
+        with pytest.raises(catalogue.HubError):
+            await throttles.admit("Query")
