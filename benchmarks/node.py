@@ -33,6 +33,7 @@ NAMESPACE = "bench"
 PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
 TICKS = os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")
+NODES, PODS_OF_A_NODE = 100, 50
 INFLIGHT = ["--max-requests-inflight=4000", "--max-mutating-requests-inflight=2000"]
 RIVALS = {
     "tsf": ["-strip", "-fast-delete"],
@@ -250,7 +251,7 @@ class Bench:
                 await self.client.request("DELETE", path, raw=True)
 
             began, sent = await self.send(count, rate, remove)
-            await wait(lambda: len(self.seen.gone) >= count)
+            figures["complete"] &= await wait(lambda: len(self.seen.gone) >= count)
             times = [self.seen.gone[f"{name}-{i}"] - sent[i] for i in range(count)
                      if f"{name}-{i}" in self.seen.gone]  # fmt: skip
             figures["gone_s"] = max(self.seen.gone.values()) - began
@@ -366,7 +367,7 @@ class Bench:
             await wait(lambda: len(self.seen.running) >= nodes * each)
             took = max(self.seen.running.values()) - began
             process.cpu()
-            return {"nodes": nodes, "pods": nodes * each, "running_s": round(took, 2),
+            return {"nodes": nodes, "pods": len(self.seen.running), "running_s": round(took, 2),
                     "rss_mib": round(process.peak, 1)}  # fmt: skip
         finally:
             process.stop()
@@ -485,6 +486,7 @@ async def measure(options, folder):
                 if bursts[subject]:
                     rounds, count = bursts[subject], options.pods
                     figures |= {
+                        f"{head}burst{count}_complete": all(one["complete"] for one in rounds),
                         f"{head}burst{count}_running_s": median(rounds, "running_s", 2),
                         f"{head}burst{count}_gone_s": median(rounds, "gone_s", 2),
                         f"{head}api_calls_per_pod": {
@@ -506,7 +508,7 @@ async def measure(options, folder):
                 for subject in subjects:
                     figures |= await bench.restart(subject, options.restart)
             if "many" in want:
-                figures["many_nodes"] = await bench.many(100, 50)
+                figures["many_nodes"] = await bench.many(NODES, PODS_OF_A_NODE)
             if "churn" in want:
                 figures["churn"] = await bench.churn()
             if "throttled" in want:
@@ -518,6 +520,39 @@ async def measure(options, folder):
                 figures["stock_burst100_gone_s"] = round(one["gone_s"], 1)
             follow.cancel()
     return figures
+
+
+def targets(figures, options):
+    """Return the limits of all figures that were taken; the rival's where it ran, too."""
+    burst, again = f"burst{options.pods}", f"restart{options.restart}"
+    limits = {
+        "rate10_create_p50_ms": ("<=", 20),
+        "rate10_create_p99_ms": ("<=", 45),
+        "rate10_delete_p50_ms": ("<=", 16),
+        "latency2s_burst500_s": ("<=", 3.5),
+        f"{burst}_complete": (">=", True),
+        f"{again}_canary_s": ("<=", 1),
+        f"{again}_steady_s": ("<=", 3),
+        f"{again}_writes": ("<=", 0),
+        f"{again}_lost_events": ("<=", 0),
+        f"rss{options.pods}_mib": ("<=", 100),
+        f"rss{options.restart}_mib": ("<=", 200),
+        "cpu_ms_per_create": ("<=", 1),
+        "cpu_ms_per_delete": ("<=", 1),
+        "throttled.all_running": (">=", True),
+        "throttled.all_gone": (">=", True),
+        "throttled.events_lost": ("<=", 0),
+        "churn.complete": (">=", True),
+        "many_nodes.pods": (">=", NODES * PODS_OF_A_NODE),
+    }
+    measured = {name for name in limits if name.partition(".")[0] in figures}
+    limits = {name: limits[name] for name in limits if name in measured}
+    for name in (f"{burst}_running_s", f"{burst}_gone_s"):
+        if f"rival_{name}" in figures:
+            limits[name] = ("<=", figures[f"rival_{name}"])
+    for verb, count in figures.get("rival_api_calls_per_pod", {}).items():
+        limits[f"api_calls_per_pod.{verb}"] = ("<=", count)
+    return limits
 
 
 def main():
@@ -539,6 +574,7 @@ def main():
         shutil.rmtree(folder, ignore_errors=True)
     figures["whole_s"] = round(now() - began)
     figures["rival"] = "not run" if options.skip_rival else "Virtual Kubelet 1.13.0, vktuned"
+    figures["targets"] = _common.judged(figures, targets(figures, options))
     _common.emit("node", before, figures)
 
 
