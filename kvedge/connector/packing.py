@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["Packs"]
 
 _log = logging.getLogger(__name__)
+_TICK_SECONDS = 0.001
+"""A timer's resolution: a shorter sleep may end before the clock has moved."""
 _GATHER_FACTOR = 5
 """A pack that never comes to rest is written after so many times the gathering time."""
 
@@ -254,7 +256,7 @@ class Packs:
                 await self._changed.wait()
                 continue
             state = min(waiting, key=self._due)
-            if (pause := self._due(state) - loop.time()) > 0:
+            if (pause := self._due(state) - loop.time()) > _TICK_SECONDS:
                 await asyncio.sleep(pause)
                 continue
             await self.write(state)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import dataclasses
+import types
 
 import pytest
 from hypothesis import settings
@@ -15,6 +17,7 @@ from kvedge import edge, errors, iothub
 from kvedge.connector import IotEdgeProvider, Settings
 from kvedge.connector.ledger import workload_of
 from kvedge.edge import face, packing
+from kvedge.emulator import Knobs, catalogue, faults
 from kvedge.node.provider import Work
 
 pytestmark = pytest.mark.timeout(120)
@@ -376,3 +379,110 @@ class Convergence(RuleBasedStateMachine):
 Convergence.TestCase.settings = settings(max_examples=50, stateful_step_count=40, deadline=None)
 TestConvergence = Convergence.TestCase
 TestConvergence.__doc__ = "Random interleavings converge to the deployments that the pods ask for."
+
+
+class ThrottledHub(iothub.Hub):
+    """A memory hub that refuses as a real one does, behind kvedge's own budget and back-off.
+
+    A poll takes ten requests, as with a thousand devices.
+    """
+
+    host = "throttled"
+
+    def __init__(self, knobs, *, told_units):
+        self.memory = MemoryHub()
+        self.budget, self._backoff = iothub.Budget(told_units), iothub.Backoff()
+        self.refused = 0
+        self._faults = faults.Faults(knobs, lambda: None)
+
+    async def _once(self, what, send):
+        await asyncio.sleep(0.02)
+        try:
+            await self._faults.admit(what)
+        except catalogue.HubError as error:
+            self.refused += 1
+            raise errors.Throttled(what, status=429) from error
+        return await send(self.memory)
+
+    def _write(self, send, lane=iothub.Lane.BULK):
+        return self._call("ConfigurationWrite", "configurations", send, lane=lane)
+
+    async def configurations(self, **options):
+        return await self._call(
+            "ConfigurationRead", "configurations", lambda hub: hub.configurations(), **options
+        )
+
+    async def get_configuration(self, name):
+        return await self._write(lambda hub: hub.get_configuration(name))
+
+    async def create_configuration(self, wanted):
+        return await self._write(lambda hub: hub.create_configuration(wanted))
+
+    async def update_configuration(self, wanted):
+        return await self._write(lambda hub: hub.update_configuration(wanted))
+
+    async def delete_configuration(self, name):
+        await self._write(lambda hub: hub.delete_configuration(name), iothub.Lane.URGENT)
+
+    async def query_pages(self, text, **options):
+        async def rows(hub):
+            return [row async for page in hub.query_pages(text) for row in page]
+
+        for number in range(10):
+            page = await self._call("Query", "query", rows, **options)
+            yield page if number == 0 else []
+
+
+@pytest.mark.looptime
+async def test_converges_on_a_hub_of_half_the_units(monkeypatch):
+    """Told twice the quota, and refused everything now and then, it loses and doubles nothing."""
+    clock = types.SimpleNamespace(monotonic=asyncio.get_running_loop().time)
+    monkeypatch.setattr(faults, "time", clock)
+    bursts = Knobs(
+        tier="S1", fail_status=429, fail_count=-1, fail_seconds=5.0, fail_every_seconds=30.0
+    )
+    hub, api = ThrottledHub(bursts, told_units=2), Api()
+    provider = IotEdgeProvider(
+        hub, dataclasses.replace(SETTINGS, poll_seconds=15.0, list_seconds=60.0, gather_seconds=2.0)
+    )
+    await provider.start(api)
+    await provider.listed(frozenset())
+
+    async def persist(act):
+        while True:
+            with contextlib.suppress(errors.RemoteError):
+                return await act()
+            await asyncio.sleep(5.0)
+
+    def ready(uid):
+        found = api.held[uid].get("status", {}).get("conditions", ())
+        return any(c["type"] == "Ready" and c["status"] == "True" for c in found)
+
+    for number in range(40):
+        packed = str(number % 4 == 0).lower()
+        api.held[str(number)] = pod(str(number), f"w{number}", "1", packed)
+    async with asyncio.timeout(900), asyncio.TaskGroup() as group:
+        for found in api.held.values():
+            work = Work(pod=found, env={}, objects={})
+            group.create_task(persist(lambda work=work: provider.create(work)))
+    for _ in range(300):
+        await asyncio.sleep(1.0)
+        if all(map(ready, api.held)):
+            break
+    modules = [
+        key
+        for entry in hub.memory.held.values()
+        for key in entry["content"]["modulesContent"]["$edgeAgent"]
+    ]
+    assert sorted(modules) == sorted(f"properties.desired.modules.w{n}-m" for n in range(40))
+    priorities = [entry["priority"] for entry in hub.memory.held.values()]
+    assert len(set(priorities)) == len(priorities)
+    assert all(map(ready, api.held))
+    assert hub.refused
+    for found in api.held.values():
+        found["metadata"]["deletionTimestamp"] = "now"
+    async with asyncio.timeout(900), asyncio.TaskGroup() as group:
+        for found in api.held.values():
+            group.create_task(persist(lambda found=found: provider.delete(found)))
+    assert not hub.memory.held
+    await provider.stop()
