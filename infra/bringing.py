@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from infra import (
     access_keys,
+    admission,
+    applied,
     fleet,
     growing,
     guest,
@@ -27,13 +29,21 @@ from kvedge import errors, iothub, kube, settings
 from kvedge.progress import Progress, silent
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from infra.engine import Engine, Event
     from kvedge import spec
 
-__all__ = ["Outcome", "bring_up", "publishing_checked", "render", "roll_out", "take_down"]
+__all__ = [
+    "Outcome",
+    "apply",
+    "bring_up",
+    "publishing_checked",
+    "render",
+    "roll_out",
+    "take_down",
+]
 
 _FREE_MIB = 50
 _KINDS = (("kubevirt.io/v1", "VirtualMachine"), ("cdi.kubevirt.io/v1beta1", "DataVolume"))
@@ -76,14 +86,15 @@ def bring_up(
     publishing_checked(environment)
     progress("checks", 1, 1)
     by = builder or publishing.builder()
-    for wanted in publishing.wanted_images(environment, by):
-        by.build(wanted, progress)
+    wanted = publishing.wanted_images(environment, by)
+    for one in wanted:
+        by.build(one, progress)
     guest.check_user_data(environment, _schema(environment, by))
     if not environment.ssh.authorized_keys:
         access_keys.make_user_key(environment)
     engine.prepare()
     told = _Told(progress, "pulumi up")
-    changes = engine.up(on_event=told)
+    changes = apply(engine, environment, wanted, on_event=told)
     told.end(changes)
     restarted = asyncio.run(_roll_out(environment, seconds, wait=wait, progress=progress))
     return Outcome(
@@ -91,6 +102,31 @@ def bring_up(
         changes=changes,
         restarted=tuple(sorted({*told.restarted, *restarted})),
     )
+
+
+def apply(
+    engine: Engine, environment: spec.Environment, wanted: Sequence[publishing.Wanted], *,
+    on_event: Callable[[Event], None],
+) -> dict[str, int]:  # fmt: skip
+    """Bring all that the engine keeps to what the settings say; return what was changed.
+
+    Args:
+        engine: prepared.
+        wanted: the environment's images.
+
+    Raises:
+        KvedgeError: the cluster refuses an object, and nothing was made; or the engine failed.
+    """
+    made_from = applied.inputs(engine, environment, wanted)
+    if same := applied.recall(engine, environment, made_from):
+        return same
+    applied.forget(environment)
+    admitted = engine.empty
+    if admitted:
+        asyncio.run(_admit(environment, wanted))
+    changes = engine.up(on_event=on_event, admitted=admitted)
+    applied.note(engine, environment, made_from, changes)
+    return changes
 
 
 def take_down(engine: Engine, *, keep_data: bool = False, progress: Progress = silent) -> Outcome:
@@ -112,6 +148,7 @@ def take_down(engine: Engine, *, keep_data: bool = False, progress: Progress = s
     asyncio.run(_check(environment))
     asyncio.run(_refuse_needed(environment))
     progress("checks", 1, 1)
+    applied.forget(environment)
     changes: dict[str, int] = {}
     failure: errors.KvedgeError | None = None
     if engine.exists():
@@ -292,6 +329,11 @@ async def _refuse_second_platform(environment: spec.Environment, hub: iothub.Hub
                 f"{owner.rpartition('/')[2]!r} carries this hub's platform already",
                 hint="leave the section out: one platform serves all environments of a hub",
             )
+
+
+async def _admit(environment: spec.Environment, wanted: Sequence[publishing.Wanted]) -> None:
+    async with _client(environment) as client:
+        await admission.admit(client, environment, wanted)
 
 
 async def _refuse_shrinking(environment: spec.Environment) -> None:

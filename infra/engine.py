@@ -178,11 +178,20 @@ class Engine:
         self._backend()
         return self._listed()
 
-    def up(self, *, on_event: Callable[[Event], None]) -> dict[str, int]:
+    @property
+    def empty(self) -> bool:
+        """Tell whether the state is known to hold no resource."""
+        return self._resources == 0
+
+    def up(self, *, on_event: Callable[[Event], None], admitted: bool = False) -> dict[str, int]:
         """Run `pulumi up` and return how many resources were created, updated and so on.
 
         Where there are resources already, a preview goes first by itself: when nothing changes,
         that is all, in half the time.
+
+        Args:
+            admitted: the objects of an empty state are known to be good, so that a first run
+                needs no preview to refuse bad ones before it makes any.
 
         Raises:
             KvedgeError: with what the engine and its providers said.
@@ -197,6 +206,8 @@ class Engine:
             if set(changes) == {"same"}:
                 return changes
             words.append("--skip-preview")
+        elif admitted and self.empty:
+            words.append("--skip-preview")
         return self._run(words, f"pulumi up {self.stack}", on_event)
 
     def destroy(self, *, on_event: Callable[[Event], None]) -> dict[str, int]:
@@ -209,6 +220,12 @@ class Engine:
             "stack", "rm", "--force", "--yes", "--preserve-config", "--stack", self.stack,
             what=f"forget stack {self.stack!r}",
         )  # fmt: skip
+
+    def exported(self) -> str:
+        """Return the stack's state as the backend keeps it, secrets encrypted."""
+        return self._text(
+            "stack", "export", "--stack", self.stack, what=f"export stack {self.stack!r}"
+        )
 
     def outputs(self) -> dict[str, Any]:
         """Return what the stack's program exported, secrets in the clear."""

@@ -26,13 +26,22 @@ from infra import (
 from kvedge import errors
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from kvedge import iothub, spec
     from kvedge.wire import KubeObject
 
-__all__ = ["Facts", "Rendered", "facts_of", "register", "rendered", "write"]
+__all__ = [
+    "Facts",
+    "Rendered",
+    "facts_before",
+    "facts_of",
+    "open_objects",
+    "register",
+    "rendered",
+    "write",
+]
 
 _MARK = ".kvedge-rendered"
 _EXTERNAL = "external-secrets.io/v1"
@@ -60,26 +69,38 @@ class Rendered:
     """KubeVirt and CDI, which must be there before the others are applied."""
 
 
+def facts_before(environment: spec.Environment, wanted: Iterable[publishing.Wanted]) -> Facts:
+    """Return what is known before a run; an image that it pushes has no digest yet, and is empty.
+
+    Args:
+        wanted: the images that it pushes.
+    """
+    keys = {one.kind: one.key for one in wanted}
+    platform = environment.platform
+    return Facts(
+        image=environment.image.reference,
+        image_key=keys.get("disk", environment.image.reference[-64:]),
+        connector_image=platform.connector.image if platform else "",
+    )
+
+
 def facts_of(environment: spec.Environment, by: publishing.Builder) -> Facts:
     """Find the images in the registry.
 
     Raises:
         KvedgeError: an image was not pushed yet.
     """
-    found = {
-        wanted.kind: (wanted, publishing.published(wanted, environment.registry))
-        for wanted in publishing.wanted_images(environment, by)
-        if wanted.kind in ("disk", "connector")
+    wanted = publishing.wanted_images(environment, by)
+    facts = facts_before(environment, wanted)
+    pushed = {
+        one.kind: publishing.published(one, environment.registry)
+        for one in wanted
+        if one.kind in ("disk", "connector")
     }
-    platform = environment.platform
-    connector = platform.connector.image if platform else ""
-    if "connector" in found:
-        connector = found["connector"][1]
-    disk = found.get("disk")
-    return Facts(
-        image=disk[1] if disk else environment.image.reference,
-        image_key=disk[0].key if disk else environment.image.reference[-64:],
-        connector_image=connector,
+    return dataclasses.replace(
+        facts,
+        image=pushed.get("disk", facts.image),
+        connector_image=pushed.get("connector", facts.connector_image),
     )
 
 
@@ -107,52 +128,7 @@ def rendered(environment: spec.Environment, facts: Facts, *, store: str = "") ->
     Args:
         store: a ClusterSecretStore that the Secrets are references into; empty means plain ones.
     """
-    authorized = access_keys.authorized(environment)
-    seed = access_keys.seed(environment)
-    objects: list[KubeObject] = [manifests.user_keys(environment, authorized)]
-    secrets: list[KubeObject] = []
-    registry_ca = access_keys.trusted(environment.registry.ca_file)
-    if manifests.needs_trust(environment):
-        objects.append(manifests.registry_trust(environment, registry_ca))
-    trusted = access_keys.trusted(environment.hub.ca_file, environment.registry.ca_file)
-    for vm in environment.fleet:
-        keys = guest.host_key(seed, environment.device_id(vm), vm.key_version)
-        url = f"docker://{facts.image}"
-        documents = {
-            "userdata": guest.user_data(environment, vm),
-            "networkdata": guest.network_data(environment, vm),
-        }
-        name = manifests.cloudinit_secret_name(vm)
-        objects += [
-            manifests.secret(environment, vm, name, manifests.encoded(documents)),
-            manifests.os_disk(environment, vm, facts.image_key, url),
-            manifests.data_disk(environment, vm),
-            manifests.virtual_machine(environment, vm, facts.image_key, keys[1]),
-        ]
-        service = manifests.ssh_service(environment, vm)
-        if service:
-            objects.append(service)
-        files = {}
-        if not store:
-            files = guest.secret_disk(
-                environment, vm, connection_string=facts.connection_strings[vm.name], keys=keys,
-                authorized_keys=authorized, trusted_ca=trusted,
-            )  # fmt: skip
-        name = manifests.edge_secret_name(vm)
-        secrets.append(manifests.secret(environment, vm, name, manifests.encoded(files)))
-    if environment.platform:
-        objects += [*node_manifests.rights(environment), *node_manifests.guards(environment)]
-        hub = node_manifests.hub_secret(
-            environment,
-            access_keys.service_connection_string(environment),
-            access_keys.trusted(environment.hub.ca_file),
-        )
-        own = [hub]
-        if key := access_keys.exec_key(environment):
-            own.append(node_manifests.exec_secret(environment, key))
-        content = node_manifests.content_of(*own)
-        objects.append(node_manifests.deployment(environment, facts.connector_image, content))
-        secrets += own
+    secrets = _secrets(environment, facts, empty=bool(store))
     if store:
         secrets = [_reference(environment, one, store) for one in secrets]
     wanted = environment.operators
@@ -162,7 +138,82 @@ def rendered(environment: spec.Environment, facts: Facts, *, store: str = "") ->
         if wanted
         for obj in (*operators.operator(wanted, part), operators.controlled(wanted, part))
     ]
-    return Rendered(objects=tuple(objects), secrets=tuple(secrets), operators=tuple(cluster))
+    return Rendered(
+        objects=tuple(open_objects(environment, facts)),
+        secrets=tuple(secrets),
+        operators=tuple(cluster),
+    )
+
+
+def open_objects(environment: spec.Environment, facts: Facts) -> list[KubeObject]:
+    """Return the objects that hold no key of a device or of the hub.
+
+    Those that name an image which is not known yet are left out.
+    """
+    seed = access_keys.seed(environment)
+    found: list[KubeObject] = [
+        manifests.user_keys(environment, access_keys.authorized(environment))
+    ]
+    if manifests.needs_trust(environment):
+        registry_ca = access_keys.trusted(environment.registry.ca_file)
+        found.append(manifests.registry_trust(environment, registry_ca))
+    for vm in environment.fleet:
+        documents = {
+            "userdata": guest.user_data(environment, vm),
+            "networkdata": guest.network_data(environment, vm),
+        }
+        name = manifests.cloudinit_secret_name(vm)
+        found.append(manifests.secret(environment, vm, name, manifests.encoded(documents)))
+        if facts.image:
+            url = f"docker://{facts.image}"
+            found.append(manifests.os_disk(environment, vm, facts.image_key, url))
+        public = guest.host_key(seed, environment.device_id(vm), vm.key_version)[1]
+        found += [
+            manifests.data_disk(environment, vm),
+            manifests.virtual_machine(environment, vm, facts.image_key, public),
+        ]
+        if service := manifests.ssh_service(environment, vm):
+            found.append(service)
+    if environment.platform:
+        found += [*node_manifests.rights(environment), *node_manifests.guards(environment)]
+        if facts.connector_image:
+            content = node_manifests.content_of(*_platform_secrets(environment))
+            found.append(
+                node_manifests.deployment(environment, facts.connector_image, content)
+            )
+    return found
+
+
+def _secrets(environment: spec.Environment, facts: Facts, *, empty: bool) -> list[KubeObject]:
+    """Return the Secrets with keys; `empty` ones of the VMs are only to be referred to."""
+    authorized = access_keys.authorized(environment)
+    seed = access_keys.seed(environment)
+    trusted = access_keys.trusted(environment.hub.ca_file, environment.registry.ca_file)
+    found: list[KubeObject] = []
+    for vm in environment.fleet:
+        files = {}
+        if not empty:
+            files = guest.secret_disk(
+                environment, vm, connection_string=facts.connection_strings[vm.name],
+                keys=guest.host_key(seed, environment.device_id(vm), vm.key_version),
+                authorized_keys=authorized, trusted_ca=trusted,
+            )  # fmt: skip
+        name = manifests.edge_secret_name(vm)
+        found.append(manifests.secret(environment, vm, name, manifests.encoded(files)))
+    return found + (_platform_secrets(environment) if environment.platform else [])
+
+
+def _platform_secrets(environment: spec.Environment) -> list[KubeObject]:
+    found = [
+        node_manifests.hub_secret(
+            environment,
+            access_keys.service_connection_string(environment),
+            access_keys.trusted(environment.hub.ca_file),
+        )
+    ]
+    if key := access_keys.exec_key(environment):
+        found.append(node_manifests.exec_secret(environment, key))
+    return found
 
 
 def write(found: Rendered, folder: Path) -> list[Path]:
