@@ -178,9 +178,7 @@ def open_objects(environment: spec.Environment, facts: Facts) -> list[KubeObject
         found += [*node_manifests.rights(environment), *node_manifests.guards(environment)]
         if facts.connector_image:
             content = node_manifests.content_of(*_platform_secrets(environment))
-            found.append(
-                node_manifests.deployment(environment, facts.connector_image, content)
-            )
+            found.append(node_manifests.deployment(environment, facts.connector_image, content))
     return found
 
 
