@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import jsonschema
 import yaml
 
 from kvedge import errors
@@ -26,6 +25,9 @@ def validate(text: str, schema: Mapping[str, Any]) -> list[errors.Problem]:
     document, problems = _parsed(text)
     if problems:
         return problems
+    # Few have a schema to check by, and this import is half of the room's.
+    import jsonschema
+
     checker = jsonschema.Draft4Validator(schema)
     found = [
         errors.Problem(path=_path(one.absolute_path), message=one.message[:200])

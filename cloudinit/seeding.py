@@ -10,8 +10,6 @@ import time
 import types
 from typing import TYPE_CHECKING
 
-import pycdlib
-
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -34,6 +32,9 @@ def iso(label: str, files: Mapping[str, bytes], *, epoch: int = 0) -> bytes:
     """
     if not label or len(label) > 32:
         raise ValueError(f"label {label!r} must have 1 to 32 characters")
+    # Most of those who import this room make no disk, and this import is a third of the room's.
+    import pycdlib
+
     with _LOCK, _stopped_clock(epoch):
         image = pycdlib.PyCdlib()
         image.new(interchange_level=3, joliet=3, rock_ridge="1.09", vol_ident=label)

@@ -334,6 +334,7 @@ class Engine:
             return
         found = tools.ensure(tools.PULUMI, progress=self._progress)
         home = Path(os.environ.get("PULUMI_HOME") or Path.home() / ".pulumi")
+        _without_log(home)
         tools.install_pulumi_plugin(home, progress=self._progress)
         # The language host starts `python`; it must be this environment's.
         folders = [str(found["pulumi"].parent), str(Path(sys.prefix) / "bin")]
@@ -416,6 +417,19 @@ def _stages(on_event: Callable[[Event], None]) -> Iterator[str]:
             heard.connect(f"\0{name}")
             heard.send(b"")
             listener.join()
+
+
+def _without_log(home: Path) -> None:
+    """Keep the CLI from logging each run at its finest level, if the home is one of kvedge's own.
+
+    It has no switch for that, writes every property of every resource, which is a fifth of its
+    work, and does without where it cannot have the folder (docs/decisions).
+    """
+    state = os.environ.get("KVEDGE_STATE")
+    logs = home / "logs"
+    if state and home.is_relative_to(state) and not logs.exists():
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        logs.touch(mode=0o600)
 
 
 def _sort(line: str, run: _Run) -> None:

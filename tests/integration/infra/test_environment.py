@@ -30,6 +30,8 @@ def test_up_again_changes_nothing_and_down_leaves_nothing(stack: Any) -> None:
     assert stack.hub()[0] == ["plant-p1", "plant-p2"]
     again = stack.up()
     assert set(again.changes) == {"same"}, again.changes
+    by_hand = stack.engine().up(on_event=lambda _: None)
+    assert by_hand == again.changes, "what the note of the last run says is what the engine finds"
 
     shown = kubectl(stack.site, "get", "vm", "p1", "-o", "json").stdout
     vm = json.loads(shown)
