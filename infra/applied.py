@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = ["forget", "inputs", "note", "recall"]
 
-_FILE = "applied.json"
 _PACKAGES = ("cloudinit", "infra", "kvedge")
 """The program's code."""
 _SETTLED = {"create", "update", "same"}
@@ -82,7 +81,7 @@ def note(
     file = _file(environment)
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     content = {"inputs": made_from, "state": _state(engine), "resources": sum(changes.values())}
-    fresh = file.with_suffix(".new")
+    fresh = file.with_name(file.name + ".new")
     with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
         json.dump(content, out)
     fresh.replace(file)
@@ -94,7 +93,7 @@ def forget(environment: spec.Environment) -> None:
 
 
 def _file(environment: spec.Environment) -> Path:
-    return access_keys.folder(environment).with_name(_FILE)
+    return access_keys.folder(environment).with_name(f"applied.{environment.name}.json")
 
 
 def _state(engine: Engine) -> str:

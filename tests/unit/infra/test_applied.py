@@ -61,7 +61,7 @@ def test_the_same_again_is_recalled_with_its_count(stack: Any, raw: dict[str, An
     assert recalled(stack, raw) is None
     noted(stack, raw, {"create": 3, "update": 1, "same": 4})
     assert recalled(stack, raw) == {"same": 8}
-    (note,) = stack.source.parent.glob("state/applied.json")
+    (note,) = stack.source.parent.glob("state/applied.plant.json")
     assert "c2VjcmV0" not in note.read_text()
     applied.forget(settings.parse("plant", raw, environ={}))
     assert recalled(stack, raw) is None
@@ -107,7 +107,7 @@ def test_whatever_the_program_is_made_from_leads_to_a_run(
 def test_a_damaged_note_is_as_good_as_none(stack: Any, raw: dict[str, Any]) -> None:
     """Half a file is what a full disk leaves."""
     noted(stack, raw, {"same": 8})
-    (note,) = stack.source.parent.glob("state/applied.json")
+    (note,) = stack.source.parent.glob("state/applied.plant.json")
     note.write_text(note.read_text()[:20])
     assert recalled(stack, raw) is None
 
