@@ -20,7 +20,7 @@ from kvedge import errors, names
 
 if TYPE_CHECKING:
     import datetime
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from kvedge import iothub, kube, spec
     from kvedge.wire import KubeObject, QueryRow
@@ -31,6 +31,7 @@ CONTENT = f"{names.ANNOTATION}/content"
 """On a VirtualMachineInstance: hash of the template and Secrets that it was started with."""
 _POLL_SECONDS = 1.0
 _BATCH = 50
+_AT_ONCE = 8
 _UNUSED = frozenset({"authorized_keys"})
 """Files of the secret disk that reach a running guest without a restart."""
 
@@ -70,8 +71,16 @@ async def roll_out(
     Raises:
         KvedgeError: a VM did not get healthy; the others were not touched.
     """
-    objects = await fleet.objects_of(client, {member.namespace for member in members})
-    found = [await _candidate(client, objects, member) for member in members]
+    namespaces = {member.namespace for member in members}
+    objects = await fleet.objects_of(client, namespaces)
+    secrets = await _secrets(client, namespaces)
+    slots = asyncio.Semaphore(_AT_ONCE)
+
+    async def candidate(member: fleet.Member) -> _Candidate | None:
+        async with slots:
+            return await _candidate(client, objects, secrets, member)
+
+    found = await asyncio.gather(*(candidate(member) for member in members))
     running = [one for one in found if one is not None]
     changed = [one for one in running if one.uid]
     if not changed:
@@ -171,15 +180,31 @@ class _Gate:
             self._on_stage(one.member.name, stage)
 
 
+async def _secrets(
+    client: kube.Client, namespaces: Iterable[str]
+) -> dict[tuple[str, str], KubeObject]:
+    """Return the environments' Secrets by namespace and name, in one request a namespace."""
+    selector = f"{names.LABEL_MANAGED}=kvedge"
+    return {
+        (namespace, secret["metadata"]["name"]): secret
+        for namespace in namespaces
+        for secret in (
+            await client.get(f"/api/v1/namespaces/{namespace}/secrets", labelSelector=selector)
+        ).get("items")
+        or ()
+    }
+
+
 async def _candidate(
-    client: kube.Client, objects: fleet.Objects, member: fleet.Member
-) -> _Candidate | None:
+    client: kube.Client, objects: fleet.Objects,
+    secrets: Mapping[tuple[str, str], KubeObject], member: fleet.Member,
+) -> _Candidate | None:  # fmt: skip
     """Return the VM, with `uid` if it is to be restarted; None if it is not running."""
     key = member.namespace, member.name
     vmi, vm = (objects.get((kind, *key)) for kind in ("VirtualMachineInstance", "VirtualMachine"))
     if vmi is None or vm is None:
         return None
-    content, written = await _content(client, member, vm)
+    content, written = _content(secrets, member, vm)
     recorded = (vmi["metadata"].get("annotations") or {}).get(CONTENT)
     if recorded == content:
         return _Candidate(member)
@@ -201,8 +226,8 @@ def _stale(vm: KubeObject, vmi: KubeObject, written: datetime.datetime | None) -
     )
 
 
-async def _content(
-    client: kube.Client, member: fleet.Member, vm: KubeObject
+def _content(
+    secrets: Mapping[tuple[str, str], KubeObject], member: fleet.Member, vm: KubeObject
 ) -> tuple[str, datetime.datetime | None]:
     """Return the hash of what a start would use now, and when its Secrets were last written."""
     template = vm["spec"]["template"]
@@ -210,9 +235,8 @@ async def _content(
     parts: list[Any] = [spec, (template.get("metadata") or {}).get("annotations") or {}]
     written: datetime.datetime | None = None
     for name in _secret_names(spec):
-        try:
-            secret = await client.get(f"/api/v1/namespaces/{member.namespace}/secrets/{name}")
-        except errors.NotFound:
+        secret = secrets.get((member.namespace, name))
+        if secret is None:
             continue
         data = secret.get("data") or {}
         parts.append({key: value for key, value in data.items() if key not in _UNUSED})

@@ -42,10 +42,15 @@ class World:
         words = path.split("/")
         kind, name = (words[-2], words[-1]) if words[-2] != "edge" else (words[-1], "")
         if kind == "secrets":
-            return {
-                "metadata": {"creationTimestamp": "2026-01-01T00:00:00Z"},
-                "data": self.secrets[name.removesuffix("-edge")],
-            }
+            return {"items": [
+                {
+                    "metadata": {
+                        "name": f"{vm}-edge", "creationTimestamp": "2026-01-01T00:00:00Z",
+                    },
+                    "data": data,
+                }
+                for vm, data in self.secrets.items()
+            ]}  # fmt: skip
         if name:
             return self._object(kind, name)
         found = []
