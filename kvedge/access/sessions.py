@@ -6,6 +6,7 @@ import base64
 import contextlib
 import hashlib
 import io
+import logging
 import os
 import select
 import shutil
@@ -32,6 +33,8 @@ __all__ = ["Session", "connect", "fingerprint"]
 _SSH = tcp(22)
 _PAUSE = 0.5
 _BUFFER = 32768
+# `connect` tells why it gave up; tracebacks of single tries go only where logging is set up.
+logging.getLogger("paramiko").addHandler(logging.NullHandler())
 
 
 @contextlib.contextmanager

@@ -29,6 +29,7 @@ TRANSLATED_POD: Mapping[str, str] = {
     "(`startupOrder`); others are refused, for a module cannot wait for another one to end",
     "restartPolicy": "`always`, `on-failure`, `never`",
     "volumes": "`hostPath`: a bind mount; `emptyDir`: a named Docker volume `<workload>-<volume>`, "
+    "which is root's unless the image has a folder of another owner there, "
     "or tmpfs with `medium: Memory`; other kinds are refused",
     "imagePullSecrets": "registry credentials of the deployment",
     "securityContext": "user, groups, sysctls, seccomp `Unconfined`; the rest is refused",
