@@ -87,7 +87,7 @@ def deb_lines(
         else:
             uris = (machine or {}).get(suite) or [fallback]
         lines += [
-            f"deb [signed-by={keyring} arch={recipe.arch}] {uri} {suite} "
+            f"deb [signed-by={keyring} arch={recipe.arch}] {_copied(uri)} {suite} "
             + " ".join(apt.components)
             for uri in uris
         ]
@@ -96,9 +96,13 @@ def deb_lines(
 
 def vendor_line(source: Source, arch: str, key: Path) -> str:
     """Return the one-line apt source of a vendor, for a build."""
-    return f"deb [signed-by={key} arch={arch}] {source.uri} {source.suite} " + " ".join(
-        source.components
-    )
+    uri = _copied(source.uri)
+    return f"deb [signed-by={key} arch={arch}] {uri} {source.suite} " + " ".join(source.components)
+
+
+def _copied(uri: str) -> str:
+    """Return an address whose packages are copied to where dpkg, in the tree, finds them."""
+    return "copy:" + uri.removeprefix("file:") if uri.startswith("file:") else uri
 
 
 def signing_key(source: Source, place: Path) -> bytes:

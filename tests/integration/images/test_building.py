@@ -376,6 +376,69 @@ def test_a_fresh_lock_holds_what_the_archive_has(tmp_path):
     assert lock == file.with_suffix(".lock")
 
 
+OWN = """
+[[sources]]
+name = "plant"
+uri = "file://{folder}/apt"
+suite = "stable"
+components = ["main"]
+key = "./plant.asc"
+fingerprint = "{fingerprint}"
+[[layers]]
+name = "plant"
+sources = ["plant"]
+packages = ["plant-agent=2.4.1"]
+debs = ["./vendor-driver_1.0_amd64.deb"]
+"""
+_ARCHIVE = """
+set -eu
+deb() { # name, version
+    mkdir -p "$1/DEBIAN" "$1/opt/$1"
+    echo "$2" >"$1/opt/$1/version"
+    printf 'Package: %s\\nVersion: %s\\nArchitecture: amd64\\nMaintainer: p <p@plant.example>\\n' "$1" "$2" \\
+        >"$1/DEBIAN/control"
+    echo "Description: for a test" >>"$1/DEBIAN/control"
+    dpkg-deb --root-owner-group -b "$1" "$3" >/dev/null
+}
+top=apt/dists/stable; list=main/binary-amd64/Packages
+mkdir -p -m 700 keys
+mkdir -p apt/pool "$top/main/binary-amd64"
+deb plant-agent 2.4.1 apt/pool
+deb plant-agent 2.5.0 apt/pool
+deb vendor-driver 1.0 .
+for file in apt/pool/*.deb; do
+    dpkg-deb -f "$file"
+    printf 'Filename: %s\\nSize: %s\\nSHA256: %s\\n\\n' "${file#apt/}" \\
+        "$(stat -c %s "$file")" "$(sha256sum "$file" | cut -d' ' -f1)"
+done >"$top/$list"
+printf 'Suite: stable\\nComponents: main\\nArchitectures: amd64\\nDate: %s\\nSHA256:\\n %s %s %s\\n' \\
+    "$(date -Ru)" "$(sha256sum "$top/$list" | cut -d' ' -f1)" "$(stat -c %s "$top/$list")" "$list" >"$top/Release"
+export GNUPGHOME="$PWD/keys"
+gpg --batch -q --passphrase '' --quick-gen-key plant@plant.example ed25519 sign never
+gpg --batch -q --clearsign -o "$top/InRelease" "$top/Release"
+gpg --armor --export >plant.asc
+gpgconf --kill gpg-agent
+gpg --with-colons --list-keys | sed -n 's/^fpr:*\\([0-9A-F]*\\):/\\1/p'
+"""
+
+
+@pytest.mark.slow
+def test_a_layer_of_a_recipe_of_ones_own(tmp_path):
+    """A signed folder of packages, at a stated version, and a package file become a layer."""
+    for parent in (tmp_path, *tmp_path.parents[:2]):
+        parent.chmod(0o755)
+    made = processes.run(["sh", "-c", _ARCHIVE], what="make an archive", cwd=tmp_path)
+    text = SMALL + OWN.format(folder=tmp_path, fingerprint=made.stdout.split()[-1])
+    (tmp_path / "own.toml").write_text(text)
+    plan = building.plan_of(recipe.load(str(tmp_path / "own.toml")))
+    store = cache.Store(tmp_path / "store")
+    for step in plan.steps[:2]:
+        entry = building.make_step(plan, step, store)
+    with (entry.path / "root.tar").open("rb") as stream:
+        found = {one.name: one.version for one in scanning.packages(trees.TarTree(stream))}
+    assert found.items() >= {("plant-agent", "2.4.1"), ("vendor-driver", "1.0")}
+
+
 def _elsewhere(tmp_path, program, *arguments):
     """Run Python code in other circumstances and return its last word.
 

@@ -1,5 +1,6 @@
 """What apt is told, by recipe: during the build, and in the image."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,13 @@ def _source(fingerprint):
         key="./key.asc",
         fingerprint=fingerprint,
     )
+
+
+def test_packages_of_a_folder_are_copied():
+    """A source on this machine is read by apt, but its packages are opened inside the tree."""
+    folder = dataclasses.replace(_source("0" * 40), uri="file:///srv/apt")
+    line = sources.vendor_line(folder, "amd64", Path("/k"))
+    assert line == "deb [signed-by=/k arch=amd64] copy:///srv/apt s main"
 
 
 def test_the_stated_key_is_taken_alone(tmp_path):
