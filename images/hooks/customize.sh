@@ -4,6 +4,9 @@
 set -eu
 root=$1
 
+if grep -q '^/usr/bin/py3compile.later$' "$root/var/lib/dpkg/diversions" 2>/dev/null; then
+	chroot "$root" dpkg-divert --local --rename --remove /usr/bin/py3compile
+fi
 # Byte code is compiled with unchecked hashes: under SOURCE_DATE_EPOCH py3compile writes checked ones,
 # and checking them costs seconds at each boot of an emulated machine.
 if [ -x "$root/usr/bin/python3" ]; then
