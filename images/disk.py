@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import os
 import uuid
 from pathlib import Path
@@ -175,6 +176,9 @@ def _make_root(
     ]  # fmt: skip
     log = raw.parent / "mke2fs.log"
     reader, writer = os.pipe()
+    with contextlib.suppress(OSError):
+        # The most that an unprivileged process may ask for (pipe(7)): the two sides wait less.
+        fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 1 << 20)
     child = processes.popen(
         argv, env={**_epoch_env(plan), "MKE2FS_CONFIG": str(config)}, log=log, stdin=reader
     )
