@@ -104,7 +104,7 @@ def _value(kind: type, key: str, value: object, path: str, problems: list[errors
             isinstance(one, list) and all(isinstance(word, str) for word in one) for one in value
         )
         if not fine:
-            wrong("a list of lists of texts")
+            wrong("a list of commands, each a list of texts such as [systemctl, restart, plant]")
             return ()
         return tuple(tuple(one) for one in value)  # type: ignore[union-attr]
     if key == "extra":
