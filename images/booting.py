@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Guest", "Keys", "boot", "make_keys"]
 
+_GLANCE_SECONDS = 0.2
+_PATIENCE_SECONDS = 4.0
 _OVMF = ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd")
 
 
@@ -90,15 +92,21 @@ class Guest:
         client_key = paramiko.Ed25519Key.from_private_key(io.StringIO(self.keys.client_private))
         kind, text = self.keys.host_public.split()[:2]
         end = time.monotonic() + deadline
-        last: Exception | None = None
+        last = "its network did not come up"
+        patience = _GLANCE_SECONDS
         while time.monotonic() < end:
             if self.process.poll() is not None:
                 raise errors.KvedgeError(
                     f"guest ended with code {self.process.returncode} before a login",
                     hint=f"serial console: {self.folder / 'serial.log'}",
                 )
-            # The patience grows: each try costs a busy guest a process of sshd's.
-            if not _greets(self.port, max(0.7, (time.monotonic() - self.started) * 0.15)):
+            if not self._has_network():
+                time.sleep(0.1)
+                continue
+            sock = self._greeted(patience, end)
+            if sock is None:
+                last = "sshd did not answer"
+                patience = min(2 * patience, _PATIENCE_SECONDS)
                 time.sleep(0.05)
                 continue
             client = paramiko.SSHClient()
@@ -106,22 +114,55 @@ class Guest:
             client.set_missing_host_key_policy(paramiko.RejectPolicy())
             try:
                 client.connect(
-                    "127.0.0.1", self.port, "edge", pkey=client_key, timeout=60,
+                    "127.0.0.1", self.port, "edge", pkey=client_key, sock=sock, timeout=60,
                     banner_timeout=60, auth_timeout=60, allow_agent=False, look_for_keys=False,
                 )  # fmt: skip
             except paramiko.BadHostKeyException:
+                client.close()
                 raise
             except (paramiko.SSHException, EOFError, OSError) as error:
                 # sshd may restart, or refuse accounts, while the boot goes on.
-                last = error
+                last = repr(error)
                 client.close()
                 time.sleep(0.1)
                 continue
             return client
         raise errors.KvedgeError(
-            f"no login within {deadline:.0f} s: {last!r}",
+            f"no login within {deadline:.0f} s: {last}",
             hint=f"serial console: {self.folder / 'serial.log'}",
         )
+
+    def _has_network(self) -> bool:
+        """Whether the guest's network card listens, which is when addresses are asked for.
+
+        QEMU accepts connections from the first second on and keeps each for the guest, also when it
+        was given up; all of them would come at once when the network is up, a process of sshd each.
+        """
+        with contextlib.suppress(OSError):
+            return any(card["multicast-table"] for card in self._ask("query-rx-filter"))
+        return False
+
+    def _greeted(self, patience: float, end: float) -> socket.socket | None:
+        """Return a connection on which sshd has said its first words, which are still to be read.
+
+        What the guest's network has answered is waited for until the clock says `end`; without an
+        answer within `patience` seconds the try is given up.
+        """
+        sock = None
+        with contextlib.suppress(OSError):
+            sock = socket.create_connection(("127.0.0.1", self.port), timeout=1)
+            sock.settimeout(patience)
+            while time.monotonic() < end:
+                try:
+                    if sock.recv(4, socket.MSG_PEEK) == b"SSH-":
+                        return sock
+                    break
+                except TimeoutError:
+                    if "[ESTABLISHED]" not in self._monitor("info usernet"):
+                        break
+        if sock:
+            sock.close()
+        return None
 
     def run(
         self, client: paramiko.SSHClient, command: str, *, timeout: float = 120.0
@@ -137,27 +178,31 @@ class Guest:
         Raises:
             KvedgeError: QEMU refused.
         """
+        if answer := self._monitor(f"savevm {name}"):
+            raise errors.KvedgeError(f"cannot save the guest: {answer.strip()}")
+
+    def _monitor(self, command: str) -> str:
+        """Return the answer of QEMU's human monitor."""
+        return self._ask("human-monitor-command", {"command-line": command})
+
+    def _ask(self, command: str, arguments: Mapping[str, Any] | None = None) -> Any:
+        """Return what QEMU's machine protocol answers to a command."""
         with socket.socket(socket.AF_UNIX) as sock:
             sock.settimeout(300)
             sock.connect(str(self.folder / "qmp.sock"))
             stream = sock.makefile("rwb")
             stream.readline()
-            commands = (
-                {"execute": "qmp_capabilities"},
-                {
-                    "execute": "human-monitor-command",
-                    "arguments": {"command-line": f"savevm {name}"},
-                },
-            )
             answer: dict[str, Any] = {}
-            for command in commands:
-                stream.write(json.dumps(command).encode() + b"\n")
+            for asked in (
+                {"execute": "qmp_capabilities"},
+                {"execute": command, "arguments": dict(arguments or {})},
+            ):
+                stream.write(json.dumps(asked).encode() + b"\n")
                 stream.flush()
                 answer = json.loads(stream.readline())
                 while "event" in answer:
                     answer = json.loads(stream.readline())
-        if answer.get("return"):
-            raise errors.KvedgeError(f"cannot save the guest: {answer['return'].strip()}")
+        return answer["return"]
 
     def stop(self) -> None:
         """End the guest at once."""
@@ -222,12 +267,13 @@ def boot(
         drives.append((data_disk, form, ""))
         serials.append(",serial=edge-data")
     argv = ["setpriv", "--pdeathsig", "KILL",
-            "qemu-system-x86_64", "-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max",
-            "-smp", "2", "-m", str(memory_mib), "-nodefaults", "-no-reboot", "-display", "none",
+            "qemu-system-x86_64", "-machine", "q35,usb=off,vmport=off",
+            "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", str(memory_mib),
+            "-nodefaults", "-no-reboot", "-display", "none",
             "-serial", f"file:{folder / 'serial.log'}", "-qmp",
             f"unix:{folder / 'qmp.sock'},server=on,wait=off",
             "-netdev", f"user,id=n0,hostfwd=tcp:127.0.0.1:{port}-:22",
-            "-device", "virtio-net-pci,netdev=n0,mac=02:00:00:00:00:01",
+            "-device", "virtio-net-pci,netdev=n0,mac=02:00:00:00:00:01,romfile=",
             "-device", "virtio-rng-pci"]  # fmt: skip
     for number, ((path, form, extra), serial) in enumerate(zip(drives, serials, strict=True)):
         argv += ["-drive", f"if=none,id=d{number},file={path},format={form}{extra}",
@@ -254,16 +300,6 @@ def boot(
         yield guest
     finally:
         guest.stop()
-
-
-def _greets(port: int, patience: float) -> bool:
-    # QEMU accepts at once and retries inside with a growing pause, so a short limit is quicker.
-    try:
-        with socket.create_connection(("127.0.0.1", port), timeout=1) as sock:
-            sock.settimeout(patience)
-            return sock.recv(4) == b"SSH-"
-    except OSError:
-        return False
 
 
 def _public_key(kind: str, text: str) -> paramiko.PKey:
