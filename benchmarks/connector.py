@@ -159,7 +159,7 @@ class Seen:
 
 def tell(figures):
     """Show what is known so far on standard error, for a run takes minutes."""
-    print({key: figures[key] for key in list(figures)[-3:]}, file=sys.stderr, flush=True)
+    print(figures, file=sys.stderr, flush=True)
 
 
 def _identity(obj):
