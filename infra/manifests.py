@@ -53,6 +53,12 @@ _GRACE_SECONDS = 60
 _USER = "edge"
 """Who logs in; the image has this user."""
 
+_FLUX_ONCE = {
+    "kustomize.toolkit.fluxcd.io/prune": "disabled",
+    "kustomize.toolkit.fluxcd.io/ssa": "IfNotPresent",
+}
+"""Flux makes such an object and never changes or deletes it, as `up` does with a data disk."""
+
 
 def labels(environment: spec.Environment, vm: spec.Vm | None = None) -> dict[str, str]:
     """Return the labels of every object of an environment, or of one of its VMs."""
@@ -131,7 +137,9 @@ def os_disk(environment: spec.Environment, vm: spec.Vm, image_key: str, url: Any
 def data_disk(environment: spec.Environment, vm: spec.Vm) -> KubeObject:
     """Return the DataVolume of the data disk, which outlives the VM."""
     name = data_disk_name(vm)
-    return _disk(environment, vm, name, "data-disk", vm.data_disk, {"blank": {}})
+    found = _disk(environment, vm, name, "data-disk", vm.data_disk, {"blank": {}})
+    found["metadata"]["annotations"] |= _FLUX_ONCE
+    return found
 
 
 def secret(

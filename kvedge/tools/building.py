@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvedge import errors, processes
-from kvedge.tools.catalogue import GoFile, GoMain, Manifests, Tool
+from kvedge.tools.recipes import GoFile, GoFolder, GoMain, Manifests, Tool
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -46,6 +46,8 @@ class Builder:
                     case GoFile():
                         shutil.copyfile(self._module_dir(tool.recipe) / tool.recipe.path, made)
                         made.chmod(0o755)
+                    case GoFolder():
+                        _copy_folder(self._module_dir(tool.recipe) / tool.recipe.path, made)
                     case Manifests():
                         self._print(tool.recipe, made, Path(out))
                     case _:
@@ -79,11 +81,11 @@ class Builder:
         self._run(["build", *flags, main.package], module, f"build {name!r}", compiled)
         self._progress(task, len(packages) + 1, len(packages) + 1)
 
-    def _module_dir(self, script: GoFile) -> Path:
-        module = self._sources / script.module
-        argv = [self._go.program, "list", "-mod=readonly", "-m", "-f", "{{.Dir}}", script.inside]
+    def _module_dir(self, part: GoFile | GoFolder) -> Path:
+        module = self._sources / part.module
+        argv = [self._go.program, "list", "-mod=readonly", "-m", "-f", "{{.Dir}}", part.inside]
         done = processes.run(
-            argv, what=f"find Go module {script.inside!r}", env=self._go.env, cwd=module
+            argv, what=f"find Go module {part.inside!r}", env=self._go.env, cwd=module
         )
         return Path(done.stdout.strip())
 
@@ -111,6 +113,17 @@ class Builder:
             on_line=on_line,  # type: ignore[arg-type]
         )
         return done.stdout
+
+
+def _copy_folder(source: Path, target: Path) -> None:
+    """Copy a folder so that it can be moved and removed: Go keeps its modules read-only."""
+    target.mkdir()
+    for found in sorted(source.rglob("*")):
+        copy = target / found.relative_to(source)
+        if found.is_dir():
+            copy.mkdir()
+        else:
+            shutil.copyfile(found, copy)
 
 
 def place(made: Path, target: Path) -> None:

@@ -6,137 +6,25 @@ a family's Go modules, gives the family a new folder.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Final
 
-__all__ = [
-    "FAMILIES",
-    "GO_MINIMUM",
-    "Asked",
-    "Debian",
-    "Family",
-    "GoFile",
-    "GoMain",
-    "Manifests",
-    "Packaged",
-    "Tool",
-]
+from kvedge.tools.recipes import (
+    Asked,
+    Debian,
+    Family,
+    GoFile,
+    GoFolder,
+    GoMain,
+    Manifests,
+    Packaged,
+    Tool,
+    Version,
+)
 
-Version = tuple[int, ...]
+__all__ = ["FAMILIES", "GO_MINIMUM"]
 
 GO_MINIMUM: Final[Version] = (1, 26)
 """The newest `go` line of the modules in tools/*/go.mod."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class GoMain:
-    """A program that Go builds."""
-
-    module: str
-    """Folder below tools/ that holds its go.mod and go.sum."""
-    package: str
-    stamps: tuple[str, ...] = ()
-    """Values of the linker's -X option, by which a program learns its version."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class GoFile:
-    """A script that lies in one of the modules that a build downloads."""
-
-    module: str
-    inside: str
-    """The Go module that holds the file."""
-    path: str
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Manifests:
-    """One JSON object that two programs print together: KubeVirt's and CDI's objects."""
-
-    kubevirt: GoMain
-    cdi: GoMain
-    version: str
-    namespace: str = "kubevirt"
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Packaged:
-    """A program of the Debian packages that its family unpacks."""
-
-    path: str
-    wrapped: bool = False
-    """It needs the shared libraries that were unpacked with it."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """How a program on PATH tells its version."""
-
-    arguments: tuple[str, ...]
-    pattern: str = r"v?(\d+\.\d+\.\d+)"
-    """Finds the version in the output; group 1 is dotted numbers."""
-    program: str = ""
-    """The neighbour in the same folder that is asked, where the program itself cannot tell."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Debian:
-    """Packages to unpack, and the suites of the host's Debian mirror that have them."""
-
-    suites: tuple[str, ...]
-    packages: tuple[str, ...]
-    """Names as apt-get takes them, such as `e2fsprogs/bookworm-backports`."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Tool:
-    """One program or file."""
-
-    name: str
-    recipe: GoMain | GoFile | Manifests | Packaged
-    asked: Asked | None = None
-    """None: it is never taken from PATH."""
-    plugin: str = ""
-    """Folder below PULUMI_HOME/plugins that may hold it already."""
-
-    @property
-    def file(self) -> str:
-        """Where it is, relative to its family's folder."""
-        return f"{self.name}.json" if isinstance(self.recipe, Manifests) else f"bin/{self.name}"
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Family:
-    """Tools that are obtained together."""
-
-    name: str
-    version: str
-    at_least: Version
-    """The lowest version on PATH that fits."""
-    below: Version
-    """The first version on PATH that no longer fits."""
-    tools: tuple[Tool, ...]
-    debian: Debian | None = None
-    extra: bool = False
-    """Only tests and benchmarks use it, so it is built when it is named and not with all others."""
-    seconds: int = 5
-    """How long a build takes on two cores with nothing cached, downloads included (measured)."""
-    mebibytes: int = 50
-    """Disk that a build needs while it runs, Go's caches included (measured)."""
-    kept_mebibytes: int = 10
-    """Disk that the results take."""
-
-    @property
-    def modules(self) -> tuple[str, ...]:
-        """Folders below tools/ that the family is built from."""
-        found: set[str] = set()
-        for tool in self.tools:
-            if isinstance(tool.recipe, Manifests):
-                found |= {tool.recipe.kubevirt.module, tool.recipe.cdi.module}
-            elif isinstance(tool.recipe, GoMain | GoFile):
-                found.add(tool.recipe.module)
-        return tuple(sorted(found))
-
 
 _KUBERNETES = "1.36.1"
 _KUBEVIRT = "1.8.2"
@@ -145,6 +33,9 @@ _LANGUAGE_HOST = "3.187.0"
 _PROVIDER = "4.25.0"
 _VIRTUAL_KUBELET = "1.13.0"
 _HELM = "4.3.1"
+_FLUX = "1.7.3"
+_SOPS = "3.11.0"
+_AGE = "1.2.1"
 
 _KUBERNETES_STAMPS = tuple(
     f"k8s.io/component-base/version.{name}={value}"
@@ -406,6 +297,74 @@ FAMILIES: Final[tuple[Family, ...]] = (
         seconds=120,
         mebibytes=2500,
         kept_mebibytes=60,
+    ),
+    Family(
+        # The two controllers of a Flux that fetches from git and applies, as their own releases
+        # give them; `-config` is a controller's definitions and rights.
+        name="flux",
+        version=_FLUX,
+        at_least=(1, 7, 3),
+        below=(1, 7, 4),
+        tools=tuple(
+            tool
+            for name in ("source-controller", "kustomize-controller")
+            for tool in (
+                Tool(name=name, recipe=GoMain(module="flux", package=f"github.com/fluxcd/{name}")),
+                Tool(
+                    name=f"{name}-config",
+                    recipe=GoFolder(
+                        module="flux", inside=f"github.com/fluxcd/{name}", path="config"
+                    ),
+                ),
+            )
+        ),
+        extra=True,
+        seconds=600,
+        mebibytes=6000,
+        kept_mebibytes=180,
+    ),
+    *(
+        Family(
+            name=name,
+            version=version,
+            at_least=at_least,
+            below=below,
+            tools=(
+                Tool(
+                    name=program,
+                    recipe=GoMain(module="flux", package=package),
+                    asked=Asked(arguments=asked),
+                ),
+            ),
+            extra=True,
+            seconds=seconds,
+            mebibytes=3000,
+            kept_mebibytes=kept,
+        )
+        for name, version, at_least, below, program, package, asked, seconds, kept in (
+            (
+                "age",
+                _AGE,
+                (1, 1),
+                (2,),
+                "age-keygen",
+                "filippo.io/age/cmd/age-keygen",
+                ("--version",),
+                10,
+                5,
+            ),
+            (
+                "sops",
+                _SOPS,
+                (3, 9),
+                (4,),
+                "sops",
+                "github.com/getsops/sops/v3/cmd/sops",
+                ("--version", "--disable-version-check"),
+                120,
+                60,
+            ),
+        )
     ),
 )
 """In the order in which they are built: the quick ones first."""

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 from kvedge import errors, processes
 from kvedge.tools import layout
 from kvedge.tools.building import place
-from kvedge.tools.catalogue import Packaged
+from kvedge.tools.recipes import Packaged
 
 if TYPE_CHECKING:
     from kvedge.progress import Progress
-    from kvedge.tools.catalogue import Debian, Family
+    from kvedge.tools.recipes import Debian, Family
 
 __all__ = ["unpack"]
 

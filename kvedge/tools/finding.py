@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from kvedge import errors, processes
 
 if TYPE_CHECKING:
-    from kvedge.tools.catalogue import Asked, Family, Tool
+    from kvedge.tools.recipes import Asked, Family, Tool
 
 __all__ = ["Versions", "find", "search_path"]
 

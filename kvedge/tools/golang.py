@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 
 from kvedge import errors, processes
 from kvedge.tools import finding, layout
-from kvedge.tools.catalogue import GO_MINIMUM, Asked
+from kvedge.tools.catalogue import GO_MINIMUM
+from kvedge.tools.recipes import Asked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

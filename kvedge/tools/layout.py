@@ -19,7 +19,7 @@ from kvedge import errors
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from kvedge.tools.catalogue import Family
+    from kvedge.tools.recipes import Family
 
 __all__ = ["cache_dir", "family_dir", "locked", "sources_dir"]
 

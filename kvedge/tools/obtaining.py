@@ -15,12 +15,13 @@ from kvedge import errors
 from kvedge.progress import silent
 from kvedge.tools import debian, finding, golang, layout
 from kvedge.tools.building import Builder
-from kvedge.tools.catalogue import FAMILIES, Family, Tool
+from kvedge.tools.catalogue import FAMILIES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from kvedge.progress import Progress
+    from kvedge.tools.recipes import Family, Tool
 
 __all__ = ["Row", "Toolbox", "link"]
 

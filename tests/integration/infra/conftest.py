@@ -7,7 +7,10 @@ that is enough for everything but a running guest, which the e2e tests have.
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +25,7 @@ from kvedge.testing.sites import kubectl
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from kvedge.site.state import Site
 
@@ -34,6 +37,8 @@ SETTINGS: dict[str, Any] = {
     "platform": {"connector": {"image": "registry.kvedge.test/kvedge/other:1", "nodeName": "vn"}},
 }
 KINDS = "vm,dv,secret,configmap,service,deployment,serviceaccount,role,rolebinding"
+FLUX = "kustomize.toolkit.fluxcd.io/"
+SECRET_FILES = {"config.toml", "ssh_host_ed25519_key", "hub0-cs"}
 
 
 class Stack:
@@ -107,6 +112,66 @@ class Stack:
         found = kubectl(self.site, "get", KINDS, "-A", label, "-o", "name").stdout.split()
         wide = kubectl(self.site, "get", "clusterrole,clusterrolebinding", label, "-o", "name")
         return sorted(found + wide.stdout.split())
+
+    def live(self) -> dict[str, Any]:
+        """Return the environment's objects without what the cluster and Flux add."""
+        label = f"--selector=kvedge.io/environment={self.name}"
+        found = {}
+        for words in (
+            ("get", f"{KINDS},pdb,netpol", "-A"),
+            ("get", "clusterrole,clusterrolebinding"),
+        ):
+            listed = kubectl(self.site, *words, label, "-o", "json").stdout
+            for obj in json.loads(listed)["items"]:
+                metadata, spec = obj["metadata"], obj.get("spec") or {}
+                for given in ("clusterIP", "clusterIPs"):
+                    spec.pop(given, None)
+                for port in spec.get("ports", ()):
+                    port.pop("nodePort", None)
+                annotations = {
+                    key: value
+                    for key, value in (metadata.get("annotations") or {}).items()
+                    if key.startswith(("kvedge.io/", "pulumi.com/skip", FLUX))
+                    and key != "kvedge.io/published"
+                }
+                labels = {k: v for k, v in metadata["labels"].items() if not k.startswith(FLUX)}
+                found[f"{obj['kind']} {metadata.get('namespace', '')}/{metadata['name']}"] = {
+                    **{k: v for k, v in obj.items() if k not in ("metadata", "status")},
+                    "labels": labels, "annotations": annotations,
+                }  # fmt: skip
+        return found
+
+    def assert_same(self, found: dict[str, Any], by_up: dict[str, Any]) -> None:
+        """Hold what `live` returned against what it returned after `up`, object by object."""
+        assert set(found) == set(by_up)
+        for name, obj in by_up.items():
+            # A device that was made anew has another key.
+            if obj["kind"] == "Secret" and name.endswith("-edge"):
+                assert set(obj["data"]) == set(found[name]["data"])
+                obj["data"] = found[name]["data"]
+            assert found[name] == obj, name
+
+    def secret_values(self, rendered: Iterable[str]) -> list[str]:
+        """Return what no committed file may hold: each secret of plain output, encoded and not.
+
+        Args:
+            rendered: the texts of the files.
+        """
+        values = [
+            document["data"][name]
+            for document in map(yaml.safe_load, rendered)
+            if document["kind"] == "Secret"
+            for name in SECRET_FILES & set(document["data"])
+        ]
+        assert len(values) == 2 * len(self.settings["fleet"]) + 1
+        decoded = [base64.b64decode(value).decode() for value in values]
+        decoded.append(Path(self.site.hub.connection_string_file).read_text())
+        keys = re.findall(
+            r"(?:SharedAccessKey=|^)([\w+/]{40,}=*)", "\n".join(decoded), re.MULTILINE
+        )
+        # Of each device and of the hub's policy, and lines of the host keys.
+        assert len(keys) > len(values)
+        return [*values, *decoded, *keys]
 
     def hub(self) -> tuple[list[str], list[str]]:
         """Return ids of the hub's devices and deployments."""

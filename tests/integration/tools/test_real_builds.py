@@ -11,8 +11,9 @@ import sys
 
 import pytest
 
-from kvedge.tools.catalogue import FAMILIES, Asked, Family, GoMain, Tool
+from kvedge.tools.catalogue import FAMILIES
 from kvedge.tools.obtaining import Toolbox
+from kvedge.tools.recipes import Asked, Family, GoFolder, GoMain, Tool
 
 _MAIN = """package main
 
@@ -30,6 +31,10 @@ GREETING = Family(
             name="kvedge-greeting",
             recipe=GoMain(module="greeting", package=".", stamps=("main.version=v1.0.0",)),
             asked=Asked(arguments=()),
+        ),
+        Tool(
+            name="greeting-config",
+            recipe=GoFolder(module="greeting", inside="example.test/greeting", path="config"),
         ),
     ),
     mebibytes=1,
@@ -70,6 +75,23 @@ def test_two_builds_at_once_do_not_clash(tmp_path, sources):
     (path,) = paths
     done = subprocess.run([path], capture_output=True, check=True, text=True)
     assert done.stderr == "greeting v1.0.0\n"
+
+
+def test_a_folder_of_a_module_is_copied_and_can_be_removed(tmp_path, sources):
+    """Go's modules are read-only, and the copy is not."""
+    inner = sources / "greeting" / "config" / "rbac"
+    inner.mkdir(parents=True)
+    (inner / "role.yaml").write_text("kind: Role\n")
+    for read_only in (inner, inner.parent):
+        read_only.chmod(0o555)
+    try:
+        box = Toolbox(cache=tmp_path / "cache", sources=sources, families=(GREETING,))
+        copied = box.ensure(["greeting-config"])["greeting-config"]
+        assert (copied / "rbac" / "role.yaml").read_text() == "kind: Role\n"
+        assert all(one.stat().st_mode & stat.S_IWUSR for one in (copied, *copied.rglob("*")))
+    finally:
+        for read_only in (inner.parent, inner):
+            read_only.chmod(0o755)
 
 
 def test_debian_parts_run_without_being_installed(tmp_path):

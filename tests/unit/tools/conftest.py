@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kvedge.tools.catalogue import Asked, Family, GoMain, Tool
+from kvedge.tools.recipes import Asked, Family, GoMain, Tool
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from kvedge.tools import layout
-from kvedge.tools.catalogue import FAMILIES, GO_MINIMUM, GoFile, GoMain
+from kvedge.tools.catalogue import FAMILIES, GO_MINIMUM
+from kvedge.tools.recipes import GoFile, GoFolder, GoMain
 
 SOURCES = layout.sources_dir()
 VERSIONS = {family.name: family.version for family in FAMILIES}
@@ -33,7 +34,7 @@ def test_each_family_has_hashed_sources(family):
     for tool in family.tools:
         if isinstance(tool.recipe, GoMain) and tool.recipe.package.startswith("."):
             assert list((SOURCES / tool.recipe.module / tool.recipe.package).glob("*.go"))
-        if isinstance(tool.recipe, GoFile):
+        if isinstance(tool.recipe, GoFile | GoFolder):
             assert tool.recipe.inside in (SOURCES / tool.recipe.module / "go.mod").read_text()
 
 
@@ -44,6 +45,10 @@ def test_each_family_has_hashed_sources(family):
         ("kube", "k8s.io/kubernetes", "kube"),
         ("kubevirt", "kubevirt.io/kubevirt", "kubevirt"),
         ("pulumi", "github.com/pulumi/pulumi/pkg/v3", "pulumi"),
+        ("flux", "github.com/fluxcd/kustomize-controller", "flux"),
+        ("flux", "github.com/fluxcd/source-controller", "flux"),
+        ("flux", "filippo.io/age", "age"),
+        ("flux", "github.com/getsops/sops/v3", "sops"),
     ],
 )
 def test_versions_are_those_of_the_modules(module, required, family):
