@@ -38,7 +38,7 @@ check: setup  ## Format, lint, types, import contracts, unit tests: under a minu
 	@$(BIN)/pyright
 	@$(BIN)/lint-imports
 	@$(BIN)/codespell
-	@$(BIN)/python -m pytest -q tests/unit tests/house
+	@$(PYTEST) -q tests/unit tests/house
 
 format: setup  ## Bring the code into form
 	@$(BIN)/ruff format .
