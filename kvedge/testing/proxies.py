@@ -21,7 +21,7 @@ from kvedge.testing.servers import serving
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from kvedge import kube
@@ -81,14 +81,18 @@ class Proxy:
             return web.Response(status=401, text="token expired")
         url = self._upstream.server + path.removeprefix(self._path)
         headers = {k: v for k, v in request.headers.items() if k.lower() not in _HOP}
-        if token := self._upstream.token():
-            headers["Authorization"] = f"Bearer {token}"
+        token = self._upstream.token()  # an upstream may know us by a client certificate instead
+        own = {"Authorization": f"Bearer {token}"} if token else {}
         trust = self._upstream.ssl_context or True
         async with aiohttp.ClientSession(auto_decompress=False) as session:
             if request.headers.get("Upgrade", "").lower() == "websocket":
-                return await _websocket(session, request, url, headers["Authorization"], trust)
+                return await _websocket(session, request, url, own, trust)
             async with session.request(
-                request.method, url, headers=headers, data=await request.read() or None, ssl=trust
+                request.method,
+                url,
+                headers=headers | own,
+                data=await request.read() or None,
+                ssl=trust,
             ) as answer:
                 back = {k: v for k, v in answer.headers.items() if k.lower() not in _HOP}
                 back["Date"] = email.utils.formatdate(time.time() + self._shift, usegmt=True)
@@ -103,14 +107,12 @@ async def _websocket(
     session: aiohttp.ClientSession,
     request: web.Request,
     url: str,
-    authorization: str,
+    headers: Mapping[str, str],
     trust: ssl.SSLContext | bool,
 ) -> web.StreamResponse:
     asked = request.headers.get("Sec-WebSocket-Protocol", "").replace(" ", "").split(",")
     try:
-        far = await session.ws_connect(
-            url, protocols=asked, headers={"Authorization": authorization}, ssl=trust, compress=0
-        )
+        far = await session.ws_connect(url, protocols=asked, headers=headers, ssl=trust, compress=0)
     except aiohttp.WSServerHandshakeError as refused:
         return web.Response(status=refused.status, text=refused.message)
     near = web.WebSocketResponse(protocols=asked, compress=False)
