@@ -12,6 +12,7 @@ import json
 import logging
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
 from kvedge.edgesim import manifest, restarting, times
@@ -20,6 +21,7 @@ from kvedge.edgesim.docker import DockerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from concurrent.futures import Future
 
     from kvedge.edgesim.containers import Surroundings
     from kvedge.edgesim.docker import Docker
@@ -34,6 +36,7 @@ _FAILED: Final = 500
 _LONGEST_RETRY_SECONDS: Final = 60.0
 _CHECK_SECONDS: Final = 60.0
 """The engine is looked at this often even when it tells of no event."""
+_PULLS_AT_ONCE: Final = 3
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,11 +173,18 @@ class Agent:
             self._docker.remove(name)
             self._forget(name)
         wait = _CHECK_SECONDS
-        for spec in deployment.modules:
-            try:
-                self._ensure(spec, found.get(spec.name), deployment)
-            except Exception as error:  # noqa: BLE001 - one module's trouble is not the others'
-                problems.append(f"module {spec.name}: {error}")
+        # Images of new modules come while network, certificates and identities are made.
+        with ThreadPoolExecutor(max_workers=_PULLS_AT_ONCE) as pulls:
+            coming = {
+                spec.name: pulls.submit(self._pull, spec, deployment)
+                for spec in deployment.modules
+                if spec.name not in found
+            }
+            for spec in deployment.modules:
+                try:
+                    self._ensure(spec, found.get(spec.name), deployment, coming.get(spec.name))
+                except Exception as error:  # noqa: BLE001 - one module's trouble is not the others'
+                    problems.append(f"module {spec.name}: {error}")
         states: dict[str, ModuleState] = {}
         for spec in deployment.modules:
             details = self._docker.inspect(spec.name)
@@ -186,8 +196,22 @@ class Agent:
         self.snapshot = dataclasses.replace(self.snapshot, states=states)
         return wait
 
-    def _ensure(self, spec: ModuleSpec, present: Container | None, deployment: Deployment) -> None:
-        """Make a container that fits the wish exist, without starting it."""
+    def _pull(self, spec: ModuleSpec, deployment: Deployment) -> None:
+        if spec.pull_policy == "on-create":
+            _LOG.info("pulling image %s for module %s", spec.image, spec.name)
+            self._docker.pull(spec.image, _credentials(spec.image, deployment))
+
+    def _ensure(
+        self,
+        spec: ModuleSpec,
+        present: Container | None,
+        deployment: Deployment,
+        coming: Future[None] | None,
+    ) -> None:
+        """Make a container that fits the wish exist, without starting it.
+
+        `coming` is the pull of a new module's image.
+        """
         options = (deployment.runtime.get("settings") or {}).get("loggingOptions")
         body, digest = create_body(
             spec,
@@ -200,10 +224,11 @@ class Agent:
                 self._docker.stop(spec.name)
             return
         self._register(spec.name)
-        if spec.pull_policy == "on-create":
-            _LOG.info("pulling image %s for module %s", spec.image, spec.name)
+        if coming is not None:
+            coming.result()
+        else:
             # The container before goes on running while the new image comes.
-            self._docker.pull(spec.image, _credentials(spec.image, deployment))
+            self._pull(spec, deployment)
         if present is not None:
             self._docker.stop(spec.name)
             self._docker.remove(spec.name)
