@@ -12,11 +12,11 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infra import access_keys
+from infra.engine import write_private
 from kvedge.redact import Secret
 
 if TYPE_CHECKING:
@@ -78,13 +78,8 @@ def note(
     """
     if not set(changes) <= _SETTLED:
         return
-    file = _file(environment)
-    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     content = {"inputs": made_from, "state": _state(engine), "resources": sum(changes.values())}
-    fresh = file.with_name(file.name + ".new")
-    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
-        json.dump(content, out)
-    fresh.replace(file)
+    write_private(_file(environment), json.dumps(content))
 
 
 def forget(environment: spec.Environment) -> None:

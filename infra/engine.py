@@ -13,7 +13,6 @@ import dataclasses
 import json
 import os
 import secrets
-import shutil
 import socket
 import sys
 import threading
@@ -30,7 +29,7 @@ from kvedge.progress import Progress, silent
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-__all__ = ["Engine", "Event", "Project", "find_project", "make_project"]
+__all__ = ["Engine", "Event", "Project", "find_project", "make_project", "write_private"]
 
 _CONFIG_VARIABLE = "PULUMI_OPTION_CONFIG_FILE"
 _LOCKED = "the stack is currently locked"
@@ -96,8 +95,8 @@ def make_project(
 ) -> Project:
     """Make a project that runs an installed program."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    _write(folder / "Pulumi.yaml", f"name: {name}\nruntime: python\n")
-    _write(folder / "__main__.py", f"from {program} import main\n\nmain()\n")
+    write_private(folder / "Pulumi.yaml", f"name: {name}\nruntime: python\n")
+    write_private(folder / "__main__.py", f"from {program} import main\n\nmain()\n")
     return Project(folder=folder, stacks=stacks)
 
 
@@ -360,9 +359,9 @@ class Engine:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         project = {"name": settings.NAMESPACE, "runtime": "python"}
         # A project of its own beside the copy: `stack init` takes no --config-file.
-        _write(self.file.with_name("Pulumi.yaml"), yaml.safe_dump(project))
+        write_private(self.file.with_name("Pulumi.yaml"), yaml.safe_dump(project))
         text = f"# Made by kvedge from {self.source.name}; edit that one.\n"
-        _write(self.file, text + yaml.safe_dump(merged, sort_keys=False))
+        write_private(self.file, text + yaml.safe_dump(merged, sort_keys=False))
 
     def _environment(self) -> dict[str, str]:
         more = {
@@ -514,10 +513,11 @@ def _hides(value: Any) -> bool:
     return isinstance(value, list) and any(_hides(inner) for inner in value)
 
 
-def _write(path: Path, text: str) -> None:
-    """Write a file of mode 0600 in one step."""
+def write_private(path: Path, text: str) -> None:
+    """Write a file of mode 0600 in one step, and the folders above it."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     fresh = path.with_name(path.name + ".new")
     fresh.unlink(missing_ok=True)
     with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(text)
-    shutil.move(fresh, path)
+    fresh.replace(path)

@@ -67,7 +67,7 @@ class CloudEngine(engine.Engine):
             settings.ENVIRONMENT[_BY_VARIABLE], ""
         )
         config = {f"{settings.NAMESPACE}:{key}": value for key, value in sections.items()}
-        _write(self.file, yaml.safe_dump({**(old or {}), "config": config}))
+        engine.write_private(self.file, yaml.safe_dump({**(old or {}), "config": config}))
 
     def _environment(self) -> dict[str, str]:
         return {
@@ -149,12 +149,12 @@ def _hand_on(environment: spec.Environment, made: Mapping[str, Any]) -> None:
         found["KVEDGE_DPS_GROUP_KEY"] = made["dpsGroupKey"]
     if "kubeconfig" in made:
         file = _state(environment.name) / "kubeconfig"
-        _write(file, made["kubeconfig"])
+        engine.write_private(file, made["kubeconfig"])
         found["KVEDGE_KUBECONFIG"] = str(file)
         found["KVEDGE_CLUSTER_ID"] = made["clusterId"]
     lines = [f"# What kvedge made in Azure for environment {environment.name!r}."]
     lines += [f"export {name}={shlex.quote(value)}" for name, value in found.items()]
-    _write(_state(environment.name) / "env", "\n".join(lines) + "\n")
+    engine.write_private(_state(environment.name) / "env", "\n".join(lines) + "\n")
     os.environ.update(found)
 
 
@@ -180,12 +180,3 @@ def _check_plugin() -> None:
 
 def _state(name: str) -> Path:
     return Path(".kvedge").absolute() / name
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    fresh = path.with_name(path.name + ".new")
-    fresh.unlink(missing_ok=True)
-    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
-        out.write(text)
-    fresh.replace(path)
