@@ -12,14 +12,14 @@ import select
 import shutil
 import socket
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kvedge import errors
 from kvedge.access import terminals, tunnels
 from kvedge.access.targets import tcp
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Callable, Generator, Sequence
     from pathlib import Path
     from typing import BinaryIO
 
@@ -33,6 +33,10 @@ __all__ = ["Session", "connect", "fingerprint"]
 _SSH = tcp(22)
 _PAUSE = 0.5
 _BUFFER = 32768
+_GREETING_SECONDS = 15.0
+_LOGIN_SECONDS = 60.0
+"""At least so long for a guest that has greeted: a login costs an emulated machine seconds of a
+processor that others want as well, and one that is broken off has to begin anew."""
 # `connect` tells why it gave up; tracebacks of single tries go only where logging is set up.
 logging.getLogger("paramiko").addHandler(logging.NullHandler())
 
@@ -137,8 +141,8 @@ def connect(
 ) -> Generator[Session, None]:
     """Log in through the Kubernetes API, or straight at an address.
 
-    A guest that is still booting is tried again until the deadline (seconds). The host key is the
-    same on every way.
+    A guest that is still booting is tried again until the deadline (seconds); one that has greeted
+    is waited for. The host key is the same on every way.
 
     Args:
         address: host and port to dial instead of asking the Kubernetes API.
@@ -153,13 +157,14 @@ def connect(
     end = time.monotonic() + deadline_seconds
     keys = [str(path) for path in identities]
     while True:
+        patience = max(_LOGIN_SECONDS, end - time.monotonic())
         with contextlib.ExitStack() as stack:
+            client = stack.enter_context(paramiko.SSHClient())
             try:
                 if address:
                     sock = stack.enter_context(socket.create_connection(address, timeout=15))
                 else:
                     sock = stack.enter_context(tunnels.local_socket(config, target, _SSH))
-                client = stack.enter_context(paramiko.SSHClient())
                 _pin(client, target, public_host_key)
                 client.connect(
                     target.alias,
@@ -168,9 +173,10 @@ def connect(
                     key_filename=keys or None,  # pyright: ignore[reportArgumentType] - a list is documented
                     allow_agent=not identities,
                     look_for_keys=False,
-                    banner_timeout=15,
-                    auth_timeout=30,
-                    timeout=15,
+                    banner_timeout=_GREETING_SECONDS,
+                    auth_timeout=patience,
+                    timeout=patience,
+                    transport_factory=_patient(patience),
                 )
             except paramiko.BadHostKeyException as cause:
                 raise errors.KvedgeError(
@@ -178,15 +184,15 @@ def connect(
                     f"expected {fingerprint(cause.expected_key.get_base64())}",
                     hint="someone may be in between; if the key was rotated, run kvedge up",
                 ) from cause
-            except paramiko.AuthenticationException as cause:
-                offered = ", ".join(str(path) for path in identities) or "the ssh agent"
-                raise errors.KvedgeError(
-                    f"{target.alias!r} refused user {target.user!r} with keys of {offered}",
-                    hint="name a key with -i, or add its public half to the VM's keys",
-                ) from cause
             except (paramiko.SSHException, EOFError, OSError, errors.RemoteError) as cause:
                 if isinstance(cause, errors.RemoteError) and cause.status == 403:
                     raise
+                if isinstance(cause, paramiko.AuthenticationException) and _refused(client, cause):
+                    offered = ", ".join(str(path) for path in identities) or "the ssh agent"
+                    raise errors.KvedgeError(
+                        f"{target.alias!r} refused user {target.user!r} with keys of {offered}",
+                        hint="name a key with -i, or add its public half to the VM's keys",
+                    ) from cause
                 if time.monotonic() > end:
                     raise errors.KvedgeError(
                         f"no ssh from {target.alias!r} within {deadline_seconds:g} s: {cause}",
@@ -196,6 +202,27 @@ def connect(
                 yield Session(client)
                 return
         time.sleep(_PAUSE)
+
+
+def _patient(seconds: float) -> Callable[..., paramiko.Transport]:
+    """Return what makes transports whose key exchange may take so long."""
+    import paramiko
+
+    def make(sock: socket.socket, **more: Any) -> paramiko.Transport:
+        transport = paramiko.Transport(sock, **more)
+        transport.handshake_timeout = seconds  # no argument of paramiko sets it
+        return transport
+
+    return make
+
+
+def _refused(client: paramiko.SSHClient, cause: paramiko.AuthenticationException) -> bool:
+    """Tell a guest's refusal from a login that broke off or took too long.
+
+    To paramiko all three are one; after a refusal the connection is still there.
+    """
+    transport = client.get_transport()
+    return transport is not None and transport.is_active() and "timeout" not in str(cause)
 
 
 def _pin(client: paramiko.SSHClient, target: Target, public: str) -> None:

@@ -2,7 +2,8 @@
 
 It stands in for a guest's sshd where booting a VM is too slow: the same protocol, host key and
 user keys on a real socket. Limits: public keys only, no terminals; commands run as this user, in
-the folder. A file `drop` in the folder makes it hang up on each command.
+the folder. Files in the folder make it worse: `drop` hangs up on each command, `drop-login` on the
+next login, and `login-seconds` has how long a login takes.
 Run it as `python -m kvedge.testing.sshd FOLDER HOST:PORT`; the folder holds `host_key` and
 `authorized_keys`, and is what sftp shows.
 """
@@ -13,6 +14,7 @@ import os
 import socket
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +56,8 @@ def make_folder(folder: Path) -> tuple[str, Path]:
 
 
 class _Guest(paramiko.ServerInterface):
-    def __init__(self, folder: Path, allowed: set[str]) -> None:
-        self._folder, self._allowed = folder, allowed
+    def __init__(self, folder: Path, allowed: set[str], transport: paramiko.Transport) -> None:
+        self._folder, self._allowed, self._transport = folder, allowed, transport
 
     def get_allowed_auths(self, username: str) -> str:
         del username
@@ -63,6 +65,11 @@ class _Guest(paramiko.ServerInterface):
 
     def check_auth_publickey(self, username: str, key: paramiko.PKey) -> int:
         del username
+        if (self._folder / "drop-login").exists():
+            (self._folder / "drop-login").unlink()
+            self._transport.close()
+        if (self._folder / "login-seconds").exists():
+            time.sleep(float((self._folder / "login-seconds").read_text()))
         known = f"{key.get_name()} {key.get_base64()}" in self._allowed
         return common.AUTH_SUCCESSFUL if known else common.AUTH_FAILED
 
@@ -157,7 +164,8 @@ def serve(folder: Path, listener: socket.socket) -> None:
         transport.add_server_key(key)
         transport.set_subsystem_handler("sftp", _Sftp, files)
         try:
-            transport.start_server(server=_Guest(folder, allowed), event=threading.Event())
+            guest = _Guest(folder, allowed, transport)
+            transport.start_server(server=guest, event=threading.Event())
         except (paramiko.SSHException, EOFError):
             transport.close()
 
