@@ -122,8 +122,7 @@ def apply(
         return same
     applied.forget(environment)
     admitted = engine.empty
-    if admitted:
-        asyncio.run(_admit(environment, wanted))
+    asyncio.run(_admit(environment, wanted) if admitted else _note(environment))
     changes = engine.up(on_event=on_event, admitted=admitted)
     applied.note(engine, environment, made_from, changes)
     return changes
@@ -336,6 +335,11 @@ async def _admit(environment: spec.Environment, wanted: Sequence[publishing.Want
         await admission.admit(client, environment, wanted)
 
 
+async def _note(environment: spec.Environment) -> None:
+    async with _client(environment) as client:
+        await rollout.note(client, _members(environment))
+
+
 async def _refuse_shrinking(environment: spec.Environment) -> None:
     async with _client(environment) as client:
         sizes = growing.sizes_of(environment)
@@ -345,14 +349,7 @@ async def _refuse_shrinking(environment: spec.Environment) -> None:
 async def _roll_out(
     environment: spec.Environment, seconds: float, *, wait: bool, progress: Progress
 ) -> list[str]:
-    members = [
-        fleet.Member(
-            name=vm.name,
-            namespace=environment.cluster.namespace,
-            device_id=environment.device_id(vm),
-        )
-        for vm in environment.fleet
-    ]
+    members = _members(environment)
 
     def on_stage(name: str, stage: fleet.Stage) -> None:
         progress(f"VM {name}", stage.share, 1.0, stage.text)
@@ -364,6 +361,17 @@ async def _roll_out(
         if wait:
             await fleet.wait_ready(client, hub, members, seconds=seconds, on_stage=on_stage)
     return restarted
+
+
+def _members(environment: spec.Environment) -> list[fleet.Member]:
+    return [
+        fleet.Member(
+            name=vm.name,
+            namespace=environment.cluster.namespace,
+            device_id=environment.device_id(vm),
+        )
+        for vm in environment.fleet
+    ]
 
 
 async def _refuse_needed(environment: spec.Environment) -> None:

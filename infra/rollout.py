@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from kvedge import iothub, kube, spec
     from kvedge.wire import KubeObject, QueryRow
 
-__all__ = ["CONTENT", "roll_out"]
+__all__ = ["CONTENT", "note", "roll_out"]
 
 CONTENT = f"{names.ANNOTATION}/content"
 """On a VirtualMachineInstance: hash of the template and Secrets that it was started with."""
@@ -71,17 +71,7 @@ async def roll_out(
     Raises:
         KvedgeError: a VM did not get healthy; the others were not touched.
     """
-    namespaces = {member.namespace for member in members}
-    objects = await fleet.objects_of(client, namespaces)
-    secrets = await _secrets(client, namespaces)
-    slots = asyncio.Semaphore(_AT_ONCE)
-
-    async def candidate(member: fleet.Member) -> _Candidate | None:
-        async with slots:
-            return await _candidate(client, objects, secrets, member)
-
-    found = await asyncio.gather(*(candidate(member) for member in members))
-    running = [one for one in found if one is not None]
+    running = await _running(client, members)
     changed = [one for one in running if one.uid]
     if not changed:
         return []
@@ -104,6 +94,15 @@ async def roll_out(
         gate.refuse_failed(pending, changed)
         pending = [one for one in pending if one.uid or not (one.stage and one.stage.ready)]
     return done
+
+
+async def note(client: kube.Client, members: Sequence[fleet.Member]) -> None:
+    """Record what running VMs were started with, where nobody has and nothing changed since.
+
+    To be called before anything changes: a VM that KubeVirt or a user started has no record, and
+    once its Secrets are written nobody can tell whether it was started with what they hold.
+    """
+    await _running(client, members)
 
 
 class _Gate:
@@ -178,6 +177,21 @@ class _Gate:
         one.stage = stage
         if stage != before and one.begun:
             self._on_stage(one.member.name, stage)
+
+
+async def _running(client: kube.Client, members: Sequence[fleet.Member]) -> list[_Candidate]:
+    """Return the VMs that run, those to be restarted with `uid`; record what can be recorded."""
+    namespaces = {member.namespace for member in members}
+    objects = await fleet.objects_of(client, namespaces)
+    secrets = await _secrets(client, namespaces)
+    slots = asyncio.Semaphore(_AT_ONCE)
+
+    async def candidate(member: fleet.Member) -> _Candidate | None:
+        async with slots:
+            return await _candidate(client, objects, secrets, member)
+
+    found = await asyncio.gather(*(candidate(member) for member in members))
+    return [one for one in found if one is not None]
 
 
 async def _secrets(

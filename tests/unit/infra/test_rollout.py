@@ -24,6 +24,8 @@ class World:
             fleet.Member(name=name, namespace="edge", device_id=f"plant-{name}") for name in names
         ]
         self.secrets: dict[str, dict[str, str]] = {name: {"config.toml": "1"} for name in names}
+        self.written = "2026-01-01T00:00:00Z"
+        """When the Secrets were written last; guests start ten seconds after this."""
         self.templates: dict[str, dict[str, Any]] = {name: {} for name in names}
         self.annotations: dict[str, dict[str, str]] = {name: {} for name in names}
         self.uid = dict.fromkeys(names, 1)
@@ -46,6 +48,7 @@ class World:
                 {
                     "metadata": {
                         "name": f"{vm}-edge", "creationTimestamp": "2026-01-01T00:00:00Z",
+                        "managedFields": [{"time": self.written}],
                     },
                     "data": data,
                 }
@@ -143,6 +146,20 @@ async def test_user_keys_restart_nothing() -> None:
     await roll_out(world)
     world.secrets["p1"]["authorized_keys"] = "another"
     assert await roll_out(world) == []
+
+
+@pytest.mark.parametrize("noted", [True, False])
+async def test_what_a_vm_was_started_with_is_noted_before_a_change(noted: bool) -> None:
+    """A VM that somebody else started: afterwards a change of keys looks like any other."""
+    world = World("p1")
+    if noted:
+        await rollout.note(world, world.members)  # type: ignore[arg-type]
+    world.secrets["p1"]["authorized_keys"] = "another"
+    world.written = "2026-01-01T00:01:00Z"
+    assert await roll_out(world) == ([] if noted else ["p1"])
+    await rollout.note(world, world.members)  # type: ignore[arg-type]
+    world.secrets["p1"]["config.toml"] = "2"
+    assert await roll_out(world) == ["p1"]
 
 
 @pytest.mark.parametrize(("at_once", "most"), [("1", 1), ("2", 2), ("50%", 2), ("100%", 5)])
