@@ -72,9 +72,9 @@ class _DataVolume:
         phase = (self.obj.get("status") or {}).get("phase")
         if phase in {"Succeeded", "Failed"} or self.obj["metadata"].get("deletionTimestamp"):
             return None
-        now = asyncio.get_running_loop().time()
-        if now < self.retry_at:
-            return self.retry_at - now
+        loop = asyncio.get_running_loop()
+        if loop.time() < self.retry_at:
+            return self.retry_at - loop.time()
         try:
             self._check()
             folder = await self._folder()
@@ -93,6 +93,10 @@ class _DataVolume:
             raise
         except errors.KvedgeError as error:
             self.restarts += 1
+            # What is written here wakes the actor, and a disk that cannot be had is asked for less
+            # and less often, as CDI does by its importer's restarts.
+            pause = _RETRY_SECONDS * 2 ** min(self.restarts - 1, 10)
+            self.retry_at = loop.time() + min(pause, _LONGEST_RETRY_SECONDS)
             await self._tell("ImportInProgress", "N/A", reason="Error", message=error.message)
             await self.volumes.writer.event(self.obj, "ImportFailed", error.message)
             raise
