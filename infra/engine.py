@@ -199,8 +199,11 @@ class Engine:
         if self._resources is None:
             self._listed()
         words = ["up", "--yes"]
-        # The lock of a run that is no more is cleared by the run itself, which a preview is not.
-        if self._resources and not self._lock_holders():
+        if self._resources and self._lock_holders():
+            # A run that was killed wrote no state, so what it changed has to be read: else settings
+            # that are put back would differ from nothing. Its lock is cleared by a run alone.
+            words.append("--refresh")
+        elif self._resources:
             changes = self._run(["preview"], f"pulumi preview {self.stack}", on_event)
             if set(changes) == {"same"}:
                 return changes

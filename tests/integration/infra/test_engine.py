@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -27,6 +30,35 @@ for name in os.environ["PARTS"].split():
         raise pulumi.RunError("part 'broken' cannot be made")
     Part(name)
 """
+
+KEEPER = """\
+import os
+from pulumi.dynamic import CreateResult, DiffResult, ReadResult, Resource
+from pulumi.dynamic import ResourceProvider, UpdateResult
+
+def kept():
+    from pathlib import Path
+    return Path(os.environ["PULUMI_HOME"]).with_name("kept")
+
+class Keeper(ResourceProvider):
+    def create(self, props):
+        kept().write_text(props["text"])
+        return CreateResult("kept", props)
+    def read(self, id_, props):
+        return ReadResult(id_, {**props, "text": kept().read_text()})
+    def diff(self, _id, olds, news):
+        return DiffResult(changes=olds["text"] != news["text"])
+    def update(self, _id, _olds, news):
+        kept().write_text(news["text"])
+        return UpdateResult(news)
+
+class Kept(Resource):
+    def __init__(self, text):
+        super().__init__(Keeper(), "kept", {"text": text})
+
+Kept(os.environ["PARTS"])
+"""
+"""Keeps a text in a file: something that a run changes and another may read."""
 
 
 @pytest.fixture
@@ -66,3 +98,23 @@ def test_a_run_without_changes_is_a_preview_alone(
     with pytest.raises(errors.KvedgeError, match="part 'broken' cannot be made"):
         run("a broken")
     assert run("a c") == {"same": 3}
+
+
+@pytest.mark.timeout(300)
+def test_settings_that_are_put_back_undo_what_a_killed_run_changed(
+    run: Callable[[str], dict[str, int]], tmp_path: Path
+) -> None:
+    """It wrote no state, so to the state nothing differs from the settings before it."""
+    (tmp_path / "project" / "__main__.py").write_text(KEEPER)
+    run("before")
+    (state,) = (tmp_path / "backend").glob(".pulumi/stacks/*/parts.json")
+    (tmp_path / "kept").write_text("by the killed run")
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    locks = tmp_path / "backend/.pulumi/locks/organization" / state.parent.name / "parts"
+    locks.mkdir(parents=True, exist_ok=True)
+    lock = {"pid": dead.pid, "username": "u", "hostname": "h", "timestamp": "2026-01-01T00:00:00Z"}
+    (locks / "killed.json").write_text(json.dumps(lock))
+    run("before")
+    assert (tmp_path / "kept").read_text() == "before"
+    assert not list(locks.glob("*.json"))
