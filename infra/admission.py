@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import orjson
 
 from infra import rendering
-from kvedge import errors, names
+from kvedge import errors
 from kvedge.redact import Secret
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Container, Iterable
 
     from infra import publishing
     from kvedge import kube, spec
@@ -53,10 +53,13 @@ async def admit(
                 refused.append(f"{obj['kind']} {obj['metadata']['name']}: {found}")
 
     # What the run learns is not judged: the host key is text of an annotation.
-    known = dataclasses.replace(environment, key_seed=environment.key_seed or Secret("unknown"))
-    objects = rendering.open_objects(known, rendering.facts_before(known, wanted))
+    known = dataclasses.replace(
+        environment,
+        key_seed=environment.key_seed or Secret("unknown"),
+        fleet=asked_for(environment.fleet, there=await _there(client, environment)),
+    )
     async with asyncio.TaskGroup() as group:
-        for obj in asked_for(objects):
+        for obj in rendering.open_objects(known, rendering.facts_before(known, wanted)):
             group.create_task(ask(obj), name=f"admission of {obj['metadata']['name']}")
     if refused:
         lines = sorted(refused)
@@ -64,30 +67,35 @@ async def admit(
         raise errors.KvedgeError(
             f"the cluster refuses objects of environment {environment.name!r}\n"
             + "\n".join(f"  {line}" for line in [*lines[:_SHOWN], *more]),
-            hint="nothing has been made; mend the cause and run the same again",
+            hint="nothing has been made; of VMs with the same settings one was tried; "
+            "mend the cause and run the same again",
         )
 
 
-def asked_for(objects: Iterable[KubeObject]) -> Sequence[KubeObject]:
-    """Return every VM, and one of those other objects that differ in names and secret values only.
+def asked_for(fleet: Iterable[spec.Vm], *, there: Container[str] = ()) -> tuple[spec.Vm, ...]:
+    """Return one VM of each form, the one with the longest name, and those that are there.
 
-    No two VMs are alike: firmware, addresses and device are a VM's own.
+    VMs of one form differ in what the settings have judged already, or what only the hub gets.
+
+    Args:
+        there: names of VMs that the cluster has, which may be somebody else's.
     """
-    found: dict[bytes, KubeObject] = {}
-    for obj in objects:
-        found.setdefault(orjson.dumps(_form(obj), option=orjson.OPT_SORT_KEYS), obj)
-    return list(found.values())
+    forms: dict[bytes, list[spec.Vm]] = {}
+    for vm in fleet:
+        form = dataclasses.replace(vm, name="", mac="", tags={}, key_version=1)
+        key = orjson.dumps(form, option=orjson.OPT_SORT_KEYS)
+        forms.setdefault(key, []).append(vm)
+    longest = {max(vms, key=lambda vm: len(vm.name)).name for vms in forms.values()}
+    return tuple(
+        vm for vms in forms.values() for vm in vms if vm.name in longest or vm.name in there
+    )
 
 
-def _form(obj: KubeObject) -> dict[str, Any]:
-    if obj["kind"] == "VirtualMachine":
-        return dict(obj)
-    form: dict[str, Any] = {k: v for k, v in obj.items() if k not in ("metadata", "data")}
-    form["data"] = sorted(obj.get("data") or ())
-    metadata = dict(obj["metadata"])
-    del metadata["name"]
-    metadata["labels"] = {k: v for k, v in metadata["labels"].items() if k != names.LABEL_VM}
-    form["metadata"] = metadata
-    if obj["kind"] == "Service":
-        form["spec"] = {k: v for k, v in obj["spec"].items() if k != "selector"}
-    return form
+async def _there(client: kube.Client, environment: spec.Environment) -> set[str]:
+    path = f"/apis/kubevirt.io/v1/namespaces/{environment.cluster.namespace}/virtualmachines"
+    try:
+        found = await client.get(path)
+    except errors.NotFound:
+        # A cluster without KubeVirt says so when it is asked about a VM.
+        return set()
+    return {obj["metadata"]["name"] for obj in found["items"]}

@@ -373,6 +373,7 @@ class Engine:
             # Another version of the provider on PATH would win otherwise, with a warning.
             "PULUMI_IGNORE_AMBIENT_PLUGINS": "true",
             "KVEDGE_FLEET_WAIT": "no",
+            "KVEDGE_SDK_DEBUG": "no",
             # The language host lists packages by pip, which would look for a newer pip as well.
             "PIP_DISABLE_PIP_VERSION_CHECK": "1",
             # The state is written at the end only; after a kill, creates adopt what is there.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pulumi
@@ -26,10 +27,16 @@ __all__ = ["build", "main"]
 
 def main() -> None:
     """Run in the engine; mistakes of the user end the run in one message."""
+    if os.environ.get("KVEDGE_SDK_DEBUG") == "no":
+        pulumi.log.debug = _nothing
     try:
         build(stackconfig.load(), publishing.builder())
     except errors.KvedgeError as cause:
         raise pulumi.RunError(dynamic.plain(cause)) from cause
+
+
+def _nothing(*_: object, **__: object) -> None:
+    """Say nothing: each of the SDK's debug lines is a call to the engine that is waited for."""
 
 
 def build(environment: spec.Environment, by: publishing.Builder) -> None:

@@ -148,3 +148,17 @@ def test_a_given_image_is_not_built(environment: spec.Environment) -> None:
 def test_a_preview_registers_the_same(environment: spec.Environment) -> None:
     """Nothing depends on values that only a run knows."""
     assert set(registered(environment, preview=True)) == set(registered(environment))
+
+
+@pytest.mark.parametrize(("debug", "told"), [("no", []), ("yes", ["x"])])
+def test_kvedge_s_own_runs_send_no_debug_lines(
+    monkeypatch: pytest.MonkeyPatch, debug: str, told: list[str]
+) -> None:
+    """Each would be a call that the program waits for; a user's own `pulumi up` keeps them."""
+    heard: list[str] = []
+    monkeypatch.setattr(pulumi.log, "debug", heard.append)
+    monkeypatch.setattr(program.stackconfig, "load", lambda: pulumi.log.debug("x"))
+    monkeypatch.setattr(program, "build", lambda *_: None)
+    monkeypatch.setenv("KVEDGE_SDK_DEBUG", debug)
+    program.main()
+    assert heard == told
