@@ -268,7 +268,7 @@ def boot(
         serials.append(",serial=edge-data")
     argv = ["setpriv", "--pdeathsig", "KILL",
             "qemu-system-x86_64", "-machine", "q35,usb=off,vmport=off",
-            "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", str(memory_mib),
+            "-accel", "tcg,thread=multi", "-cpu", "max,-erms", "-smp", "2", "-m", str(memory_mib),
             "-nodefaults", "-no-reboot", "-display", "none",
             "-serial", f"file:{folder / 'serial.log'}", "-qmp",
             f"unix:{folder / 'qmp.sock'},server=on,wait=off",

@@ -17,6 +17,7 @@ import re
 import shutil
 import sys
 import tempfile
+import zipfile
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any
 
@@ -34,9 +35,10 @@ __all__ = ["MODULES", "build_kvedge_image", "build_module", "kvedge_image_key", 
 
 MODULES = ("temperature-sensor",)
 _BASE_RECIPE = "python-container"
-_WAY = 2
+_WAY = 3
 _PYTHON = (3, 11)
 """Of the base layer; compiled dependencies and byte code must be made for it."""
+_TAG = f"cpython-{_PYTHON[0]}{_PYTHON[1]}"
 _SITE = "usr/local/lib/python3.11/dist-packages"
 _USER = 65532
 """The unprivileged user, as distroless images number it."""
@@ -102,8 +104,10 @@ def _module(name: str) -> _Image:
     from kvedge.edgesim import vendoring
 
     program = importlib.resources.files("images") / "modules" / name.replace("-", "_") / "main.py"
-    files = {"app/main.py": program.read_bytes()}
-    files.update((f"app/vendor/{path}", data) for path, data in vendoring.vendored_files())
+    files = {
+        "app/main.py": program.read_bytes(),
+        "app/vendor.zip": _zipped(dict(vendoring.vendored_files())),
+    }
     return _Image(
         name=name,
         layers=(_files_layer(name, files),),
@@ -315,6 +319,25 @@ def _byte_code(files: dict[str, bytes]) -> dict[str, bytes]:
         return {
             str(path.relative_to(top)): path.read_bytes() for path in sorted(top.rglob("*.pyc"))
         }
+
+
+def _zipped(files: dict[str, bytes]) -> bytes:
+    """Return an archive that Python imports from, of byte code where it can be made.
+
+    Engines in emulated machines unpack one file quicker than hundreds. The layer is compressed.
+    """
+    code = {
+        path.replace("__pycache__/", "").replace(f".{_TAG}.", "."): data
+        for path, data in _byte_code(files).items()
+    }
+    kept = {path: data for path, data in files.items() if f"{path}c" not in code}
+    # Python finds packages without an __init__ by the entries of their folders.
+    folders = {f"{folder}/": b"" for path in files for folder in PurePosixPath(path).parents[:-1]}
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for path, data in sorted({**kept, **code, **folders}.items()):
+            archive.writestr(zipfile.ZipInfo(path), data)
+    return out.getvalue()
 
 
 def _digest(data: bytes) -> str:

@@ -26,7 +26,7 @@ _DEFAULT_SECONDS: Final = 5.0
 _START_CELSIUS: Final = 21.0
 _RETRY_SECONDS: Final = 3.0
 """After a restart of the VM the edge hub may serve later than its modules start."""
-_VENDOR: Final = Path(__file__).with_name("vendor")
+_VENDOR: Final = Path(__file__).with_name("vendor.zip")
 
 
 class Machine:
@@ -127,7 +127,7 @@ class Sensor:
 
 def main() -> int:
     """Run the module; 1 when the edge hub cannot be reached."""
-    if _VENDOR.is_dir():
+    if _VENDOR.exists():
         sys.path.insert(0, str(_VENDOR))
     # The client's HTTP half looks for a library that guesses character sets and does without.
     warnings.filterwarnings("ignore", message="Unable to find acceptable character detection")
