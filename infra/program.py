@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from typing import TYPE_CHECKING
 
@@ -29,8 +30,12 @@ def main() -> None:
     """Run in the engine; mistakes of the user end the run in one message."""
     if os.environ.get("KVEDGE_SDK_DEBUG") == "no":
         pulumi.log.debug = _nothing
+    pulumi.run(_run)
+
+
+async def _run() -> None:
     try:
-        build(stackconfig.load(), publishing.builder())
+        await build(stackconfig.load(), publishing.builder())
     except errors.KvedgeError as cause:
         raise pulumi.RunError(dynamic.plain(cause)) from cause
 
@@ -39,8 +44,8 @@ def _nothing(*_: object, **__: object) -> None:
     """Say nothing: each of the SDK's debug lines is a call to the engine that is waited for."""
 
 
-def build(environment: spec.Environment, by: publishing.Builder) -> None:
-    """Register everything that the environment consists of."""
+async def build(environment: spec.Environment, by: publishing.Builder) -> None:
+    """Register everything that the environment consists of; the engine works meanwhile."""
     seed = access_keys.seed(environment)
     authorized = access_keys.authorized(environment)
     provider = pulumi_kubernetes.Provider(
@@ -68,9 +73,10 @@ def build(environment: spec.Environment, by: publishing.Builder) -> None:
         )
         Manifest(trust["metadata"]["name"], trust, plain)
     disk = f"disk{environment.image.recipe}"
+    image = pushed[disk].reference if disk in pushed else environment.image.reference
     args = EdgeVmArgs(
         image_key=images[disk].key if disk in images else environment.image.reference[-64:],
-        image=pushed[disk].reference if disk in pushed else environment.image.reference,
+        image_url=pulumi.Output.concat("docker://", image),
         authorized_keys=authorized,
         trusted_ca=access_keys.trusted(environment.hub.ca_file, environment.registry.ca_file),
         seed=seed,
@@ -80,15 +86,20 @@ def build(environment: spec.Environment, by: publishing.Builder) -> None:
             plain,
         ),
     )
-    vms = {vm.name: EdgeVm(environment, vm, args, options) for vm in environment.fleet}
+    vms: dict[str, EdgeVm] = {}
+    for vm in environment.fleet:
+        vms[vm.name] = EdgeVm(environment, vm, args, options)
+        await asyncio.sleep(0)
     before: list[pulumi.Resource] = [one.machine for one in vms.values()]
     if environment.platform:
         before += _platform(environment, environment.platform, pushed, options)
     content = {name: one.content for name, one in vms.items()}
-    FleetReady(environment, args.image_key, content, pulumi.ResourceOptions(depends_on=before))
+    fleet = FleetReady(
+        environment, args.image_key, content, pulumi.ResourceOptions(depends_on=before)
+    )
     pulumi.export("environment", environment.name)
     pulumi.export("namespace", environment.cluster.namespace)
-    pulumi.export("image", args.image)
+    pulumi.export("image", image)
     pulumi.export(
         "vms",
         {
@@ -96,6 +107,8 @@ def build(environment: spec.Environment, by: publishing.Builder) -> None:
             for vm in environment.fleet
         },
     )
+    # The SDK's own waiting for what is registered looks at all that is left, again and again.
+    await fleet.urn.future()
 
 
 def _platform(

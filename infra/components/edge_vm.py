@@ -29,8 +29,8 @@ class EdgeVmArgs:
 
     image_key: str
     """Names the OS disk."""
-    image: pulumi.Input[str]
-    """The containerDisk by digest."""
+    image_url: pulumi.Input[str]
+    """The containerDisk by digest, as `docker://`."""
     authorized_keys: tuple[str, ...]
     trusted_ca: str
     """PEM of the authorities of hub and registry; empty for public ones."""
@@ -54,10 +54,12 @@ class EdgeVm(pulumi.ComponentResource):
         name = vm.name
         keys = guest.host_key(args.seed, environment.device_id(vm), vm.key_version)
         self.device = EdgeDevice(f"{name}-device", environment, vm, self._child())
-        secrets = self._secrets(environment, vm, args, keys)
-        os_disk = manifests.os_disk(
-            environment, vm, args.image_key, pulumi.Output.concat("docker://", args.image)
-        )
+        documents = {
+            "userdata": guest.user_data(environment, vm),
+            "networkdata": guest.network_data(environment, vm),
+        }
+        secrets = self._secrets(environment, vm, args, keys, documents)
+        os_disk = manifests.os_disk(environment, vm, args.image_key, args.image_url)
         disks = [
             Manifest(
                 # Another image is another disk; the old one goes when the VM has left it.
@@ -81,7 +83,7 @@ class EdgeVm(pulumi.ComponentResource):
             self.device.connection_string.apply(
                 lambda text: _digest(
                     template, self._files(environment, vm, args, keys, text),
-                    guest.user_data(environment, vm), guest.network_data(environment, vm),
+                    documents["userdata"], documents["networkdata"],
                 )
             )
         )  # fmt: skip
@@ -89,21 +91,16 @@ class EdgeVm(pulumi.ComponentResource):
         self.register_outputs({"device_id": self.device.device_id})
 
     def _secrets(
-        self, environment: spec.Environment, vm: spec.Vm, args: EdgeVmArgs, keys: tuple[str, str]
-    ) -> list[Manifest]:
+        self, environment: spec.Environment, vm: spec.Vm, args: EdgeVmArgs, keys: tuple[str, str],
+        documents: dict[str, str],
+    ) -> list[Manifest]:  # fmt: skip
         files = self.device.connection_string.apply(
             lambda text: manifests.encoded(self._files(environment, vm, args, keys, text))
         )
         edge = manifests.secret(environment, vm, manifests.edge_secret_name(vm), {})
         edge["data"] = pulumi.Output.secret(files)
-        documents = manifests.encoded(
-            {
-                "userdata": guest.user_data(environment, vm),
-                "networkdata": guest.network_data(environment, vm),
-            }
-        )
         name = manifests.cloudinit_secret_name(vm)
-        cloudinit = manifests.secret(environment, vm, name, documents)
+        cloudinit = manifests.secret(environment, vm, name, manifests.encoded(documents))
         return [
             Manifest(manifests.edge_secret_name(vm), edge, self._child()),
             Manifest(name, cloudinit, self._child()),

@@ -77,6 +77,8 @@ class Builder:
 
         flags = ["-trimpath", "-buildvcs=false", "-mod=readonly", "-v"]
         stamps = [f"-X {stamp}" for stamp in main.stamps]
+        # What the linker drops is not made at all: a tenth of the compilers' work.
+        flags += ["-gcflags=all=-dwarf=false"]
         flags += ["-ldflags", " ".join(["-s -w", *stamps]), "-o", str(target)]
         self._run(["build", *flags, main.package], module, f"build {name!r}", compiled)
         self._progress(task, len(packages) + 1, len(packages) + 1)

@@ -77,6 +77,9 @@ def _environment(run: Path) -> dict[str, str]:
     env = {
         "CGO_ENABLED": "0",
         "GOFLAGS": "",
+        # Compilers collect garbage seldom, which is a tenth of their work, while memory lasts.
+        "GOGC": "400",
+        "GOMEMLIMIT": "2GiB",
         "GOROOT": "",
         "GOTMPDIR": str(run / "tmp"),
         # Never download another Go than the one that was chosen.

@@ -73,7 +73,7 @@ def registered(environment: spec.Environment, *, preview: bool = False) -> dict[
         pulumi.runtime.set_mocks(mocks, project="kvedge", stack="plant", preview=preview)
 
         async def run() -> None:
-            program.build(environment, Builder())
+            await program.build(environment, Builder())
             await pulumi.runtime.stack.wait_for_rpcs()
 
         loop.run_until_complete(run())
@@ -157,8 +157,7 @@ def test_kvedge_s_own_runs_send_no_debug_lines(
     """Each would be a call that the program waits for; a user's own `pulumi up` keeps them."""
     heard: list[str] = []
     monkeypatch.setattr(pulumi.log, "debug", heard.append)
-    monkeypatch.setattr(program.stackconfig, "load", lambda: pulumi.log.debug("x"))
-    monkeypatch.setattr(program, "build", lambda *_: None)
+    monkeypatch.setattr(pulumi, "run", lambda _: pulumi.log.debug("x"))
     monkeypatch.setenv("KVEDGE_SDK_DEBUG", debug)
     program.main()
     assert heard == told
