@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import resource
 import signal
@@ -61,11 +62,12 @@ async def run(
         level=logging.INFO if verbose else logging.WARNING,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
-    with tempfile.TemporaryDirectory(prefix="kvedge-hub-") as scratch:
+    with contextlib.ExitStack() as stack:
+        # Only a hub without a folder needs another one: a killed process would leave it behind.
+        folder = directory or stack.enter_context(tempfile.TemporaryDirectory(prefix="kvedge-hub-"))
         if certificate is None:
             names = [host, *(alias.rpartition(":")[0] or alias for alias in aliases)]
-            folder = (directory or Path(scratch)) / "pki"
-            _, *made = certificates.ensure(folder, names)
+            _, *made = certificates.ensure(Path(folder) / "pki", names)
             certificate = (made[0], made[1])
         chosen = Knobs(**(knobs or {}))
         settings = Settings(
