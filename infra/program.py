@@ -85,10 +85,11 @@ async def build(environment: spec.Environment, by: publishing.Builder) -> None:
             manifests.user_keys(environment, authorized),
             plain,
         ),
+        cluster=provider,
     )
     vms: dict[str, EdgeVm] = {}
     for vm in environment.fleet:
-        vms[vm.name] = EdgeVm(environment, vm, args, options)
+        vms[vm.name] = EdgeVm(environment, vm, args)
         await asyncio.sleep(0)
     before: list[pulumi.Resource] = [one.machine for one in vms.values()]
     if environment.platform:

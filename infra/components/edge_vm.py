@@ -38,6 +38,8 @@ class EdgeVmArgs:
     """Host keys are derived from it."""
     user_keys: Manifest
     """The Secret with the keys that may log in."""
+    cluster: pulumi.ProviderResource
+    """Makes the Kubernetes objects; the hub's devices need not wait until it knows the cluster."""
 
 
 class EdgeVm(pulumi.ComponentResource):
@@ -51,9 +53,12 @@ class EdgeVm(pulumi.ComponentResource):
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:  # fmt: skip
         super().__init__("kvedge:index:EdgeVm", vm.name, None, opts)
+        self._cluster = args.cluster
         name = vm.name
         keys = guest.host_key(args.seed, environment.device_id(vm), vm.key_version)
-        self.device = EdgeDevice(f"{name}-device", environment, vm, self._child())
+        self.device = EdgeDevice(
+            f"{name}-device", environment, vm, pulumi.ResourceOptions(parent=self)
+        )
         documents = {
             "userdata": guest.user_data(environment, vm),
             "networkdata": guest.network_data(environment, vm),
@@ -117,7 +122,7 @@ class EdgeVm(pulumi.ComponentResource):
         )  # fmt: skip
 
     def _child(self, **more: Any) -> pulumi.ResourceOptions:
-        return pulumi.ResourceOptions(parent=self, **more)
+        return pulumi.ResourceOptions(parent=self, provider=self._cluster, **more)
 
 
 def _digest(*parts: Any) -> str:
