@@ -26,7 +26,7 @@ from kvedge.site import state
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["Published", "is_alive", "publish", "request", "serve"]
+__all__ = ["Published", "is_alive", "lead", "publish", "request", "serve"]
 
 _CHUNK = 256 * 1024
 _ANSWER_BYTES = 4096
@@ -69,7 +69,13 @@ async def publish(socket_path: Path, target: tuple[str, int], *, host_port: int 
     Raises:
         SiteError: the publisher is gone, or the port is taken.
     """
-    listener, port = await asyncio.to_thread(request, socket_path, host_port)
+    listener, _ = await asyncio.to_thread(request, socket_path, host_port)
+    return await lead(listener, target)
+
+
+async def lead(listener: socket.socket, target: tuple[str, int]) -> Published:
+    """Lead what comes in at a listening socket to an address as this process sees it."""
+    port = listener.getsockname()[1]
     writers: set[asyncio.StreamWriter] = set()
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
