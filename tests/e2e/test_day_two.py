@@ -35,7 +35,7 @@ GATE_SECONDS = 240
 """More than a boot takes, so that a VM that is late has booted and still has no edge runtime."""
 COUNTER = """
 import os, sys, time
-sys.path.insert(0, "/app/vendor")
+sys.path.insert(0, "/app/vendor.zip")
 from azure.iot.device import IoTHubModuleClient, Message
 client = IoTHubModuleClient.create_from_edge_environment(connection_retry_interval=3)
 while True:
