@@ -38,7 +38,6 @@ _BASE_RECIPE = "python-container"
 _WAY = 3
 _PYTHON = (3, 11)
 """Of the base layer; compiled dependencies and byte code must be made for it."""
-_TAG = f"cpython-{_PYTHON[0]}{_PYTHON[1]}"
 _SITE = "usr/local/lib/python3.11/dist-packages"
 _USER = 65532
 """The unprivileged user, as distroless images number it."""
@@ -300,8 +299,12 @@ def _write_files(files: dict[str, bytes], sink: IO[bytes]) -> None:
     roottree.merge(io.BytesIO(), sink, members=members, amend={}, epoch=epoch)
 
 
-def _byte_code(files: dict[str, bytes]) -> dict[str, bytes]:
-    """Return byte code by path, as far as a Python of the base layer's version is here."""
+def _byte_code(files: dict[str, bytes], *options: str) -> dict[str, bytes]:
+    """Return byte code by path, as far as a Python of the base layer's version is here.
+
+    Args:
+        options: of compileall; `-b` puts the code beside its source, where archives have it.
+    """
     python = sys.executable if sys.version_info[:2] == _PYTHON else shutil.which("python3.11")
     if not python:
         return {}
@@ -313,7 +316,7 @@ def _byte_code(files: dict[str, bytes]) -> dict[str, bytes]:
                 (top / path).write_bytes(data)
         processes.run(
             [python, "-I", "-m", "compileall", "-q", "-f", "--invalidation-mode",
-             "unchecked-hash", "-s", top, "-p", "/", top],
+             "unchecked-hash", *options, "-s", top, "-p", "/", top],
             what="compile Python files", check=False,
         )  # fmt: skip
         return {
@@ -326,10 +329,7 @@ def _zipped(files: dict[str, bytes]) -> bytes:
 
     Engines in emulated machines unpack one file quicker than hundreds. The layer is compressed.
     """
-    code = {
-        path.replace("__pycache__/", "").replace(f".{_TAG}.", "."): data
-        for path, data in _byte_code(files).items()
-    }
+    code = _byte_code(files, "-b")
     kept = {path: data for path, data in files.items() if f"{path}c" not in code}
     # Python finds packages without an __init__ by the entries of their folders.
     folders = {f"{folder}/": b"" for path in files for folder in PurePosixPath(path).parents[:-1]}
