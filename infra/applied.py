@@ -63,7 +63,7 @@ def recall(engine: Engine, environment: spec.Environment, made_from: str) -> dic
         noted = json.loads(_file(environment).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    if noted.get("inputs") != made_from or noted.get("state") != _state(engine):
+    if noted.get("inputs") != made_from or noted.get("state") != engine.fingerprint():
         return None
     return {"same": noted["resources"]}
 
@@ -78,8 +78,8 @@ def note(
     """
     if not set(changes) <= _SETTLED:
         return
-    content = {"inputs": made_from, "state": _state(engine), "resources": sum(changes.values())}
-    write_private(_file(environment), json.dumps(content))
+    content: dict[str, Any] = {"inputs": made_from, "state": engine.fingerprint()}
+    write_private(_file(environment), json.dumps(content | {"resources": sum(changes.values())}))
 
 
 def forget(environment: spec.Environment) -> None:
@@ -89,10 +89,6 @@ def forget(environment: spec.Environment) -> None:
 
 def _file(environment: spec.Environment) -> Path:
     return access_keys.folder(environment).with_name(f"applied.{environment.name}.json")
-
-
-def _state(engine: Engine) -> str:
-    return hashlib.sha256(engine.exported().encode()).hexdigest()
 
 
 def _code(project: Path) -> Iterator[tuple[str, int, int]]:
