@@ -238,7 +238,8 @@ class _Boots:
         keys, run = booting.make_keys(), self.folder / "warm"
         with booting.boot(self.image, run, keys=keys) as guest:
             client = guest.login(deadline=600)
-            guest.run(client, "systemctl is-system-running --wait", timeout=600)
+            state = guest.run(client, "systemctl is-system-running --wait", timeout=600)
+            assert state == (0, "running\n"), state
             client.close()
             guest.save(_WARM)
         found = [self.login(run, keys=keys, load=_WARM) for _ in range(min(3, self.runs))]

@@ -147,6 +147,9 @@ def members(
         ),
         roottree.symlink("etc/resolv.conf", "../run/systemd/resolve/stub-resolv.conf"),
         roottree.file("etc/machine-id", b"", mode=0o444),
+        # As new as /usr, so that units with ConditionNeedsUpdate= have nothing to do (systemd.unit(5)).
+        roottree.file("etc/.updated", b""),
+        roottree.file("var/.updated", b""),
         roottree.file("etc/apt/sources.list.d/kvedge.sources", apt_sources(recipe)),
         roottree.file(
             "usr/lib/kvedge/initrd-modules", "\n".join(recipe.boot.initrd_modules) + "\n"
