@@ -147,7 +147,7 @@ def members(
         ),
         roottree.symlink("etc/resolv.conf", "../run/systemd/resolve/stub-resolv.conf"),
         roottree.file("etc/machine-id", b"", mode=0o444),
-        # As new as /usr, so that units with ConditionNeedsUpdate= have nothing to do (systemd.unit(5)).
+        # As new as /usr, so ConditionNeedsUpdate= finds nothing to do (systemd.unit(5)).
         roottree.file("etc/.updated", b""),
         roottree.file("var/.updated", b""),
         roottree.file("etc/apt/sources.list.d/kvedge.sources", apt_sources(recipe)),

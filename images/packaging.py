@@ -26,6 +26,12 @@ if TYPE_CHECKING:
 __all__ = ["HOOKS", "local_package", "make_layer", "make_root", "work_folder"]
 
 HOOKS = ("container.sh", "customize.sh", "essential.sh", "layer.sh", "unpack.sh")
+_LATER = (
+    "/usr/bin/py3compile",
+    "/usr/sbin/update-ca-certificates",
+    *(f"/usr/lib/python3.{minor}/py_compile.py" for minor in (10, 11, 12, 13)),
+)
+"""Programs that packages start one by one, and that one run at the end does the work of."""
 _WORKSPACE = "kvedge-build-"
 _MERGED_USR = Path("/usr/share/mmdebstrap/hooks/merged-usr")
 _TMPFS = Path("/dev/shm")  # noqa: S108 - mkdtemp makes a folder of our own in it
@@ -51,7 +57,9 @@ def make_root(plan: Plan, step: Step, progress: Progress, folder: Path) -> dict[
     whole = recipe.kind == "disk"
     with _workspace() as work:
         hooks = work / "hooks"
-        argv = [f"--include={','.join(step.layer.packages)}"]
+        # The variant `apt` would unpack apt twice; here it comes with the other packages.
+        names = ["apt", *step.layer.packages] if whole else step.layer.packages
+        argv = [f"--include={','.join(names)}"]
         if whole:
             argv.append(f"--essential-hook={hooks / 'essential.sh'}")
             argv.append(f"--customize-hook={hooks / 'customize.sh'}")
@@ -59,9 +67,12 @@ def make_root(plan: Plan, step: Step, progress: Progress, folder: Path) -> dict[
             # The variant that unpacks without installing has no later hook.
             argv.append(f"--extract-hook={hooks / 'container.sh'}")
         if _MERGED_USR.is_dir():
-            argv.append(f"--hook-dir={_MERGED_USR}")
-        variant = "apt" if whole else "extract"
-        _mmdebstrap(plan, step, variant, argv, folder / "root.tar", work, progress, env={})
+            # Its other hook is for trees that do not name the package themselves.
+            first = f"--setup-hook={_MERGED_USR / 'setup00.sh'}"
+            argv.append(first if "usr-is-merged" in names else f"--hook-dir={_MERGED_USR}")
+        variant = "essential" if whole else "extract"
+        env = {"KVEDGE_LATER": " ".join(_LATER)}
+        _mmdebstrap(plan, step, variant, argv, folder / "root.tar", work, progress, env=env)
     return {"layer": step.name}
 
 

@@ -4,16 +4,21 @@
 set -eu
 root=$1
 
-if grep -q '^/usr/bin/py3compile.later$' "$root/var/lib/dpkg/diversions" 2>/dev/null; then
-	chroot "$root" dpkg-divert --local --rename --remove /usr/bin/py3compile
-fi
+for one in ${KVEDGE_LATER:-}; do
+	rm -f "$root$one"
+	chroot "$root" dpkg-divert --quiet --local --rename --remove "$one"
+	rmdir --ignore-fail-on-non-empty "$root${one%/*}"
+done
+case ${KVEDGE_LATER:-} in
+*update-ca-certificates*) [ ! -x "$root/usr/sbin/update-ca-certificates" ] || chroot "$root" update-ca-certificates >/dev/null ;;
+esac
 # Byte code is compiled with unchecked hashes: under SOURCE_DATE_EPOCH py3compile writes checked ones,
 # and checking them costs seconds at each boot of an emulated machine.
 if [ -x "$root/usr/bin/python3" ]; then
 	changed=$(cd "$root" && find usr opt -name '*.py' ${KVEDGE_STAMP:+-cnewer "$root/$KVEDGE_STAMP"} -printf '%h\n' 2>/dev/null | sort -u)
 	if [ -n "$changed" ]; then
-		printf '%s\n' "$changed" | chroot "$root" python3 -B -m compileall -q -f -l \
-			--invalidation-mode unchecked-hash -i - >/dev/null || true
+		printf '%s\n' "$changed" | chroot "$root" xargs -P "$(nproc)" -n 50 -d '\n' python3 -B -m compileall \
+			-q -f -l --invalidation-mode unchecked-hash >/dev/null || true
 	fi
 fi
 [ -z "${KVEDGE_STAMP:-}" ] || rm -f "$root/$KVEDGE_STAMP"

@@ -1,14 +1,21 @@
 #!/bin/sh
 # mmdebstrap essential-hook: keep what a headless machine never reads out of the image.
 # Given to mmdebstrap as --dpkgopt it would slow the first extraction sevenfold, so it is written here.
-# Args: $1 the root folder.
+# Args: $1 the root folder. KVEDGE_LATER: programs by spaces.
 set -eu
-# What customize.sh makes anew or takes out is not made at all: byte code, package by package, where
-# no compiler is found, and host keys, where some are there.
-chroot "$1" dpkg-divert --local --rename --divert /usr/bin/py3compile.later --add /usr/bin/py3compile
+# What customize.sh makes anew or takes out is not made package by package: byte code and the bundle of
+# authorities, whose programs do nothing until then, and host keys, where some are there.
+for one in $KVEDGE_LATER; do
+	chroot "$1" dpkg-divert --quiet --local --rename --divert "$one.later" --add "$one"
+	mkdir -p "$1${one%/*}"
+	printf '#!/bin/sh\n' >"$1$one"
+	chmod 755 "$1$one"
+done
 mkdir -p "$1/etc/ssh"
 for kind in ecdsa ed25519 rsa; do : >"$1/etc/ssh/ssh_host_${kind}_key"; done
 cat >"$1/etc/dpkg/dpkg.cfg.d/kvedge-trim" <<'CONF'
+path-exclude=/lib/udev/hwdb.d/*
+path-exclude=/usr/lib/udev/hwdb.d/*
 path-exclude=/usr/share/bash-completion/*
 path-exclude=/usr/share/doc/*
 path-include=/usr/share/doc/*/copyright
