@@ -125,14 +125,14 @@ class _Workshop:
 
     def disk(self, plan, step):
         """Seconds from a tree to a bootable raw disk, best of three; bytes when compressed."""
-        from images import building, disk
+        from images import building, disk, packaging
 
-        tree = self.store.find(step.key).path / "root.tar"
-        raw, parts = self.folder / "bench.raw", building.disk_plan(plan)
-        took = min(_clock(lambda: disk.make_raw(tree, raw, parts)) for _ in range(3))
-        disk.make_qcow2(raw, raw.with_suffix(".qcow2"))
-        raw.unlink()
-        return took, raw.with_suffix(".qcow2").stat().st_size
+        tree, parts = self.store.find(step.key).path / "root.tar", building.disk_plan(plan)
+        with packaging.workspace() as work:
+            raw, small = work / "bench.raw", work / "bench.qcow2"
+            took = min(_clock(lambda: disk.make_raw(tree, raw, parts)) for _ in range(3))
+            disk.make_qcow2(raw, small)
+            return took, small.stat().st_size
 
     @functools.cached_property
     def base_disk(self):

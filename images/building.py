@@ -208,13 +208,13 @@ def _disk(
     total = tree.stat().st_size
     task = f"image {plan.recipe.name}: disk"
     parts = disk_plan(plan)
-    raw = folder / "disk.raw"
-    disk.make_raw(
-        tree, raw, parts, on_bytes=lambda done: progress(task, done * 0.6, total, "file system")
-    )
-    progress(task, total * 0.6, total, "compress")
-    disk.make_qcow2(raw, folder / "disk.qcow2")
-    raw.unlink()
+    with packaging.workspace() as work:
+        raw = work / "disk.raw"
+        disk.make_raw(
+            tree, raw, parts, on_bytes=lambda done: progress(task, done * 0.6, total, "file system")
+        )
+        progress(task, total * 0.6, total, "compress")
+        disk.make_qcow2(raw, folder / "disk.qcow2")
     progress(task, total, total)
     return {"virtual_mib": plan.recipe.disk_mib}
 

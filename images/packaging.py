@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from images.recipe import Recipe
     from kvedge.progress import Progress
 
-__all__ = ["HOOKS", "local_package", "make_layer", "make_root", "work_folder"]
+__all__ = ["HOOKS", "local_package", "make_layer", "make_root", "work_folder", "workspace"]
 
 HOOKS = ("container.sh", "customize.sh", "essential.sh", "layer.sh", "unpack.sh")
 _LATER = (
@@ -55,7 +55,7 @@ def make_root(plan: Plan, step: Step, progress: Progress, folder: Path) -> dict[
     assert step.layer is not None
     recipe = plan.recipe
     whole = recipe.kind == "disk"
-    with _workspace() as work:
+    with workspace() as work:
         hooks = work / "hooks"
         # The variant `apt` would unpack apt twice; here it comes with the other packages.
         names = ["apt", *step.layer.packages] if whole else step.layer.packages
@@ -85,7 +85,7 @@ def make_layer(
         BuildFailed: mmdebstrap failed.
     """
     assert step.layer is not None
-    with _workspace() as work:
+    with workspace() as work:
         hooks = work / "hooks"
         debs = [local_package(n, hooks, plan.recipe.epoch) for n in step.layer.local_packages]
         # Copied, because mmdebstrap's mapped users may not look into the recipe's folder.
@@ -107,8 +107,8 @@ def make_layer(
 
 
 @contextlib.contextmanager
-def _workspace() -> Iterator[Path]:
-    """Make a folder for one program's temporary files, with the hooks in it.
+def workspace() -> Iterator[Path]:
+    """Make a folder for one build step, in memory if that has room, with the hooks in it.
 
     mmdebstrap's mapped users read the hooks there. What a killed build left is taken away first:
     its folder's name holds the process and when that started.

@@ -9,9 +9,11 @@ for one in ${KVEDGE_LATER:-}; do
 	chroot "$root" dpkg-divert --quiet --local --rename --remove "$one"
 	rmdir --ignore-fail-on-non-empty "$root${one%/*}"
 done
-case ${KVEDGE_LATER:-} in
-*update-ca-certificates*) [ ! -x "$root/usr/sbin/update-ca-certificates" ] || chroot "$root" update-ca-certificates >/dev/null ;;
-esac
+authorities=
+if [ -n "${KVEDGE_LATER:-}" ] && [ -x "$root/usr/sbin/update-ca-certificates" ]; then
+	chroot "$root" update-ca-certificates >/dev/null &
+	authorities=$!
+fi
 # Byte code is compiled with unchecked hashes: under SOURCE_DATE_EPOCH py3compile writes checked ones,
 # and checking them costs seconds at each boot of an emulated machine.
 if [ -x "$root/usr/bin/python3" ]; then
@@ -21,6 +23,7 @@ if [ -x "$root/usr/bin/python3" ]; then
 			-q -f -l --invalidation-mode unchecked-hash >/dev/null || true
 	fi
 fi
+[ -z "$authorities" ] || wait "$authorities"
 [ -z "${KVEDGE_STAMP:-}" ] || rm -f "$root/$KVEDGE_STAMP"
 
 rm -f "$root"/etc/ssh/ssh_host_*
