@@ -262,12 +262,18 @@ def test_a_kill_in_each_step_does_no_harm(tmp_path, kind):
     assert made.files == building.make_step(plan, step, wanted).files
 
 
-@pytest.mark.parametrize("room", ["1m", "300m"])
-def test_a_full_disk_is_told(tmp_path, room):
-    """No space left is one sentence with the way out, and leaves nothing half."""
+@pytest.mark.parametrize(("room", "memory"), [("1m", "4g"), ("100m", "4g"), ("300m", "1m")])
+def test_a_full_disk_is_told(tmp_path, room, memory):
+    """No space left is one sentence with the way out, and leaves nothing half.
+
+    With memory the raw disk is made there, else on the small disk.
+    """
     _, step, store = _primed(tmp_path, "disk")
     (store.root / "tmp").mkdir()
-    script = 'mount -t tmpfs -o size="$1" none "$2"; shift 2; exec "$@"'
+    script = (
+        'mount -t tmpfs -o size="$1" none "$2"; mount -t tmpfs -o size="$3" none /dev/shm\n'
+        'export TMPDIR="$2"; shift 3; exec "$@"'
+    )
     program = f"from kvedge import errors\ntry: {_MAKE.replace(';', '; ')}\n".replace(
         "try: ", "try:\n    "
     ) + (
@@ -278,7 +284,8 @@ def test_a_full_disk_is_told(tmp_path, room):
     done = processes.run(
         [
             *("unshare", "--user", "--map-root-user", "--mount", "sh", "-euc", script, "sh"),
-            *(room, store.root / "tmp", sys.executable, "-c", program, store.root, step.key),
+            *(room, store.root / "tmp", memory),
+            *(sys.executable, "-c", program, store.root, step.key),
         ],
         what="build on a small disk",
         cwd=ROOT,
