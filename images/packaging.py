@@ -26,12 +26,6 @@ if TYPE_CHECKING:
 __all__ = ["HOOKS", "local_package", "make_layer", "make_root", "work_folder", "workspace"]
 
 HOOKS = ("container.sh", "customize.sh", "essential.sh", "layer.sh", "unpack.sh")
-_LATER = (
-    "/usr/bin/py3compile",
-    "/usr/sbin/update-ca-certificates",
-    *(f"/usr/lib/python3.{minor}/py_compile.py" for minor in (10, 11, 12, 13)),
-)
-"""Programs that packages start one by one, and that one run at the end does the work of."""
 _WORKSPACE = "kvedge-build-"
 _MERGED_USR = Path("/usr/share/mmdebstrap/hooks/merged-usr")
 _TMPFS = Path("/dev/shm")  # noqa: S108 - mkdtemp makes a folder of our own in it
@@ -71,8 +65,7 @@ def make_root(plan: Plan, step: Step, progress: Progress, folder: Path) -> dict[
             first = f"--setup-hook={_MERGED_USR / 'setup00.sh'}"
             argv.append(first if "usr-is-merged" in names else f"--hook-dir={_MERGED_USR}")
         variant = "essential" if whole else "extract"
-        env = {"KVEDGE_LATER": " ".join(_LATER)}
-        _mmdebstrap(plan, step, variant, argv, folder / "root.tar", work, progress, env=env)
+        _mmdebstrap(plan, step, variant, argv, folder / "root.tar", work, progress, env={})
     return {"layer": step.name}
 
 
@@ -202,10 +195,13 @@ def _mmdebstrap(
         place = content.key_path(source)
         locked.append(f'--customize-hook=mkdir -p "$1/usr/share/keyrings"; cp {file} "$1/{place}"')
         vendor_lines.append(sources.vendor_line(source, recipe.arch, file))
-    options = ['Acquire::Languages "none"', 'APT::Install-Recommends "false"']
+    options = [
+        'Acquire::CompressionTypes::Order:: "gz"',
+        'Acquire::Languages "none"',
+        'APT::Install-Recommends "false"',
+    ]
     argv = [
-        "mmdebstrap",
-        f"--mode={'root' if os.geteuid() == 0 else 'unshare'}",
+        *_mmdebstrap_mounting(),
         f"--variant={variant}",
         f"--architectures={recipe.arch}",
         "--format=tar",
@@ -232,6 +228,21 @@ def _mmdebstrap(
         log=_log_file(recipe, step),
     )
     progress(task, max(seen, 1), max(seen, 1))
+
+
+def _mmdebstrap_mounting() -> list[str]:
+    """Return mmdebstrap's start, so that what it mounts ends with it, also when it is killed.
+
+    As root it mounts /dev/shm and more into its tree: to take away a tree in which that was left
+    would empty the machine's. So it mounts in a namespace or not at all.
+    """
+    if os.geteuid() != 0:
+        return ["mmdebstrap", "--mode=unshare"]
+    prefix = ["unshare", "--mount"]
+    able = processes.run([*prefix, "true"], what="try a mount namespace", check=False)
+    if able.returncode == 0:
+        return [*prefix, "mmdebstrap", "--mode=root"]
+    return ["mmdebstrap", "--mode=root", "--skip=chroot/mount"]
 
 
 def _log_file(recipe: Recipe, step: Step) -> Path:

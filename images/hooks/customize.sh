@@ -4,15 +4,27 @@
 set -eu
 root=$1
 
-for one in ${KVEDGE_LATER:-}; do
-	rm -f "$root$one"
-	chroot "$root" dpkg-divert --quiet --local --rename --remove "$one"
-	rmdir --ignore-fail-on-non-empty "$root${one%/*}"
-done
 authorities=
-if [ -n "${KVEDGE_LATER:-}" ] && [ -x "$root/usr/sbin/update-ca-certificates" ]; then
-	chroot "$root" update-ca-certificates >/dev/null &
-	authorities=$!
+if [ -e "$root/.kvedge-later" ]; then
+	while read -r one; do
+		rm -f "$root$one"
+		chroot "$root" dpkg-divert --quiet --local --rename --remove "$one"
+		rmdir --ignore-fail-on-non-empty "$root${one%/*}"
+	done <"$root/.kvedge-later"
+	if [ -x "$root/usr/sbin/update-ca-certificates" ]; then
+		chroot "$root" update-ca-certificates >/dev/null &
+		authorities=$!
+	fi
+	# Lines of a verb and a unit, as maintainer scripts gave them; those let a unit's failure pass.
+	sed 's/ [^ ]*$//' "$root/.kvedge-units" | sort -u | while read -r verb; do
+		units=$(sed -n "s/^$verb \([^ ]*\)$/\1/p" "$root/.kvedge-units")
+		# shellcheck disable=SC2086 # units have no spaces
+		DPKG_MAINTSCRIPT_PACKAGE=kvedge chroot "$root" deb-systemd-helper $verb $units ||
+			for unit in $units; do
+				DPKG_MAINTSCRIPT_PACKAGE=kvedge chroot "$root" deb-systemd-helper $verb "$unit" || true
+			done
+	done
+	rm -f "$root/.kvedge-later" "$root/.kvedge-units"
 fi
 # Byte code is compiled with unchecked hashes: under SOURCE_DATE_EPOCH py3compile writes checked ones,
 # and checking them costs seconds at each boot of an emulated machine.

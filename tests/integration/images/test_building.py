@@ -181,6 +181,24 @@ class _Mirror(http.server.BaseHTTPRequestHandler):
         """Say nothing."""
 
 
+def test_a_machines_mirror_is_known_before_its_lists_are_fetched(tmp_path, monkeypatch):
+    """What this machine's apt is set to counts, also where nobody ran `apt-get update`."""
+    (tmp_path / "sources.list").write_text(
+        "deb http://mirror.example/debian/ bookworm main contrib\n"
+        "deb-src http://mirror.example/debian bookworm main\n"
+        "deb http://mirror.example/debian bookworm-backports main\n"
+        "deb http://mirror.example/debian-security bookworm-security main\n"
+    )
+    (tmp_path / "apt.conf").write_text(
+        f'Dir::Etc::sourcelist "{tmp_path}/sources.list"; Dir::Etc::sourceparts "/dev/null";\n'
+    )
+    monkeypatch.setenv("APT_CONFIG", str(tmp_path / "apt.conf"))
+    assert sources.configured() == {
+        "bookworm": ["http://mirror.example/debian"],
+        "bookworm-security": ["http://mirror.example/debian-security"],
+    }
+
+
 def test_a_package_with_another_hash_is_refused(tmp_path, monkeypatch):
     """A package that is not the one that the archive signed ends the build; nothing is kept."""
     wanted, known = recipe.load(BASE).apt, sources.configured()
@@ -260,6 +278,31 @@ def test_a_kill_in_each_step_does_no_harm(tmp_path, kind):
         # Of packages, only trees of the same day are alike.
         _, _, wanted = _primed(tmp_path / "fresh", kind)
     assert made.files == building.make_step(plan, step, wanted).files
+
+
+def test_a_kill_while_packages_install_leaves_no_mounts(tmp_path):
+    """What the tree had mounted goes with the build; cleaning up does not reach the machine's own."""
+    _, step, store = _primed(tmp_path, "root")
+    child = processes.popen(
+        [sys.executable, "-c", _MAKE, store.root, step.key], cwd=ROOT, log=tmp_path / "log"
+    )
+    mark = f"kvedge-build-{child.pid}-"
+
+    def installing():
+        if child.poll() is not None:
+            pytest.fail((tmp_path / "log").read_text())
+        return list(packaging.work_folder().glob(f"{mark}*/mmdebstrap.*/.kvedge-units"))
+
+    until(installing, "packages are being installed", seconds=300, pause=0.02)
+    mounts = Path("/proc/mounts").read_text()
+    os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+    assert mark not in mounts
+    assert mark not in Path("/proc/mounts").read_text()
+    with tempfile.NamedTemporaryFile(dir="/dev/shm") as mine:
+        with packaging.workspace():
+            assert list(packaging.work_folder().glob(f"{mark}*")) == []
+        assert Path(mine.name).exists()
 
 
 @pytest.mark.parametrize(("room", "memory"), [("1m", "4g"), ("100m", "4g"), ("300m", "1m")])
