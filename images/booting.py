@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import shlex
 import shutil
 import socket
 import time
@@ -66,6 +67,9 @@ def make_keys() -> Keys:
         client_private=texts[2],
         client_public=texts[3],
     )
+
+
+_MEMORY_STAYS = {"capabilities": [{"capability": "x-ignore-shared", "state": True}]}
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -172,14 +176,32 @@ class Guest:
         text = out.read().decode(errors="replace") + err.read().decode(errors="replace")
         return out.channel.recv_exit_status(), text
 
-    def save(self, name: str) -> None:
-        """Keep the running guest's whole state in its disk under a name; `boot(load=name)` goes on.
+    def save(self, *, deadline: float = 60.0) -> None:
+        """Keep the guest's whole state in its folder and end it; `boot(load=True)` goes on with it.
+
+        Its memory already is a file there (`boot(keep=True)`), which only has to be left alone:
+        what is written is the state of its devices.
 
         Raises:
-            KvedgeError: QEMU refused.
+            KvedgeError: QEMU refused, or is not done after `deadline` seconds.
         """
-        if answer := self._monitor(f"savevm {name}"):
-            raise errors.KvedgeError(f"cannot save the guest: {answer.strip()}")
+        self._ask("migrate-set-capabilities", _MEMORY_STAYS)
+        self._ask("migrate", {"uri": f"exec:cat > {shlex.quote(str(self.folder / 'state'))}"})
+        end = time.monotonic() + deadline
+        while (done := self._ask("query-migrate")).get("status") != "completed":
+            if done.get("status") == "failed" or time.monotonic() > end:
+                raise errors.KvedgeError(
+                    f"cannot save the guest: {done.get('error-desc') or 'not done in time'}",
+                    hint=f"QEMU's words: {self.folder / 'qemu.log'}",
+                )
+            time.sleep(0.02)
+        self.stop()
+
+    def resume(self) -> None:
+        """Go on with what `save` kept, in a guest that waits for it; `boot` calls this."""
+        self._ask("migrate-set-capabilities", _MEMORY_STAYS)
+        state = shlex.quote(str(self.folder / "state"))
+        self._ask("migrate-incoming", {"uri": f"exec:cat {state}"})
 
     def _monitor(self, command: str) -> str:
         """Return the answer of QEMU's human monitor."""
@@ -189,7 +211,13 @@ class Guest:
         """Return what QEMU's machine protocol answers to a command."""
         with socket.socket(socket.AF_UNIX) as sock:
             sock.settimeout(300)
-            sock.connect(str(self.folder / "qmp.sock"))
+            while True:
+                with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
+                    sock.connect(str(self.folder / "qmp.sock"))
+                    break
+                if self.process.poll() is not None:
+                    raise ConnectionError("QEMU has ended")
+                time.sleep(0.005)
             stream = sock.makefile("rwb")
             stream.readline()
             answer: dict[str, Any] = {}
@@ -223,7 +251,8 @@ def boot(
     firmware: str = "bios",
     memory_mib: int = 1024,
     instance_id: str = "i-1",
-    load: str = "",
+    keep: bool = False,
+    load: bool = False,
     again: bool = False,
 ) -> Iterator[Guest]:
     """Run a guest on a throw-away overlay of a qcow2 disk until the block ends.
@@ -233,11 +262,12 @@ def boot(
         folder: where overlay, seeds and the serial console's log go.
         secrets: files of the secret disk beside keys.
         user_data: cloud-init user data.
-        data_disk: raw or qcow2 disk with serial `edge-data`; only qcow2 can be saved.
+        data_disk: raw or qcow2 disk with serial `edge-data`.
         keys: host and client keys; made if not given.
         firmware: `bios` or `uefi`.
-        load: name of a snapshot in the folder's overlay to start from (`Guest.save`); everything
-            else must be as it was then.
+        keep: have the guest's memory in the folder, so that it can be saved (`Guest.save`).
+        load: go on with the guest that was saved in the folder, as often as wanted: what is changed
+            in memory and on disks is thrown away. Everything else must be as it was then.
         again: start the folder's overlay once more instead of a fresh one.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -266,8 +296,10 @@ def boot(
             form = "qcow2" if file.read(4) == b"QFI\xfb" else "raw"
         drives.append((data_disk, form, ""))
         serials.append(",serial=edge-data")
-    argv = ["setpriv", "--pdeathsig", "KILL",
-            "qemu-system-x86_64", "-machine", "q35,usb=off,vmport=off",
+    machine = "q35,usb=off,vmport=off"
+    if keep or load:
+        machine += ",memory-backend=memory"
+    argv = ["setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64", "-machine", machine,
             "-accel", "tcg,thread=multi", "-cpu", "max,-erms", "-smp", "2", "-m", str(memory_mib),
             "-nodefaults", "-no-reboot", "-display", "none",
             "-serial", f"file:{folder / 'serial.log'}", "-qmp",
@@ -275,6 +307,8 @@ def boot(
             "-netdev", f"user,id=n0,hostfwd=tcp:127.0.0.1:{port}-:22",
             "-device", "virtio-net-pci,netdev=n0,mac=02:00:00:00:00:01,romfile=",
             "-device", "virtio-rng-pci"]  # fmt: skip
+    if load:
+        drives = [(path, form, extra or ",snapshot=on") for path, form, extra in drives]
     for number, ((path, form, extra), serial) in enumerate(zip(drives, serials, strict=True)):
         argv += ["-drive", f"if=none,id=d{number},file={path},format={form}{extra}",
                  "-device", f"virtio-blk-pci,drive=d{number}{serial}"]  # fmt: skip
@@ -285,8 +319,12 @@ def boot(
         shutil.copyfile(variables, folder / "vars.fd")
         argv += ["-drive", f"if=pflash,format=raw,readonly=on,file={code}",
                  "-drive", f"if=pflash,format=raw,file={folder / 'vars.fd'}"]  # fmt: skip
+    if keep or load:
+        # A loaded guest maps the file for itself: pages are read when it touches them.
+        argv += ["-object", f"memory-backend-file,id=memory,size={memory_mib}M,"
+                 f"mem-path={folder / 'memory'},share={'off' if load else 'on'}"]  # fmt: skip
     if load:
-        argv += ["-loadvm", load]
+        argv += ["-incoming", "defer"]
     started = time.monotonic()
     guest = Guest(
         process=processes.popen(argv, log=folder / "qemu.log"),
@@ -297,6 +335,8 @@ def boot(
         argv=tuple(argv),
     )
     try:
+        if load:
+            guest.resume()
         yield guest
     finally:
         guest.stop()

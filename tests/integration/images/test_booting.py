@@ -52,15 +52,32 @@ def user_data(built):
 
 
 @pytest.fixture(scope="module")
-def machine(built, user_data, tmp_path_factory):
-    """A guest with everything, booted by BIOS."""
+def boot(built, user_data, tmp_path_factory):
+    """A function that starts a guest with everything by BIOS, always the same one."""
     folder = tmp_path_factory.mktemp("guest")
     data = folder / "data.raw"
     with data.open("wb") as file:
         file.truncate(4 << 30)
-    with booting.boot(
-        built.disk, folder / "run", secrets=SECRETS, data_disk=data, user_data=user_data
-    ) as running:
+    keys = booting.make_keys()
+
+    def start(**options):
+        return booting.boot(
+            built.disk,
+            folder / "run",
+            secrets=SECRETS,
+            data_disk=data,
+            user_data=user_data,
+            keys=keys,
+            **options,
+        )
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def machine(boot):
+    """A guest that can be saved."""
+    with boot(keep=True) as running:
         yield running
 
 
@@ -211,3 +228,22 @@ def test_a_dead_guest_is_told(built, tmp_path):
         with pytest.raises(errors.KvedgeError, match="ended") as caught:
             machine.login(deadline=DEADLINE)
     assert "serial.log" in caught.value.hint
+
+
+def test_a_saved_guest_goes_on_as_often_as_wanted(boot, machine, guest):
+    """What it had in memory and on disks is there each time; what is done then is thrown away.
+
+    Last of all, because saving ends the guest.
+    """
+    marks = "/run/mark /etc/mark /var/lib/kvedge/data/mark"
+    assert guest(f"echo before | sudo tee {marks}")[0] == 0
+    started = guest("cat /proc/sys/kernel/random/boot_id")
+    machine.save()
+    assert machine.process.poll() is not None
+    for _ in range(2):
+        with boot(load=True) as again:
+            client = again.login(deadline=DEADLINE)
+            assert again.run(client, "cat /proc/sys/kernel/random/boot_id") == started
+            assert again.run(client, f"cat {marks}") == (0, "before\n" * 3)
+            assert again.run(client, f"echo after | sudo tee {marks} && sync")[0] == 0
+            client.close()
