@@ -142,7 +142,7 @@ class Guest:
         QEMU accepts connections from the first second on and keeps each for the guest, also when it
         was given up; all of them would come at once when the network is up, a process of sshd each.
         """
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, errors.KvedgeError):
             return any(card["multicast-table"] for card in self._ask("query-rx-filter"))
         return False
 
@@ -230,6 +230,9 @@ class Guest:
                 answer = json.loads(stream.readline())
                 while "event" in answer:
                     answer = json.loads(stream.readline())
+                if "error" in answer:
+                    refusal = answer["error"]["desc"]
+                    raise errors.KvedgeError(f"QEMU refused {asked['execute']!r}: {refusal}")
         return answer["return"]
 
     def stop(self) -> None:
