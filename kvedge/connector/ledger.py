@@ -183,7 +183,8 @@ class Ledger:
             if len(waiting) + len(unsure) >= limit:
                 raise errors.RemoteError(
                     f"create deployment of {name!r}", reason="TooManyRevisions",
-                    details=f"{len(waiting)} revisions wait to be retired",
+                    details=f"{len(waiting)} revisions wait to be retired, "
+                    f"{len(unsure)} for the hub's answer",
                 )  # fmt: skip
             priority = slot_for(
                 revision.lowest_priority(),
@@ -230,26 +231,40 @@ class Ledger:
         """Give deployments priorities of their own again, where two have the same one.
 
         A request that arrives after its sender gave it up can do that, or another node of the hub.
-        Of connectors' deployments the one whose id comes first stays, and others' always do.
+        Of connectors' deployments the one whose id comes first stays, and others' always do. The
+        newer revisions of the workload move as well, before it, so that each stays above the last.
         """
 
         def rank(entry: Configuration) -> tuple[bool, str]:
             return edge.LABEL_CLUSTER in (entry.get("labels") or {}), entry["id"]
 
         holders: dict[int, str] = {}
-        for entry in sorted(self._known.values(), key=rank):
-            deployment = entry["id"]
-            priority = entry.get("priority", 0)
-            first = holders.setdefault(priority, deployment)
-            if first == deployment or deployment in self._making or not self._is_own(entry):
+        for deployment in [entry["id"] for entry in sorted(self._known.values(), key=rank)]:
+            entry = self._known.get(deployment)
+            if entry is None:
                 continue
-            own = [other.get("priority", 0) for other in self.of_workload(workload_of(entry))]
-            lowest = priority // _SLOTS * _SLOTS
-            free = slot_for(lowest, self._taken(), own) if priority == max(own) else None
-            if free is not None:
-                made = await self._hub.update_configuration({**entry, "priority": free})
-                self._note(deployment, made)
-                _log.info("deployment %s moved to priority %d, its own", deployment, free)
+            first = holders.setdefault(entry.get("priority", 0), deployment)
+            if first != deployment and self._is_own(entry):
+                await self._raise(entry)
+
+    async def _raise(self, entry: Configuration) -> None:
+        """Move a revision and all newer ones of its workload above what they are now."""
+        priority = entry.get("priority", 0)
+        own = self.of_workload(workload_of(entry))
+        newer = [other for other in own if other.get("priority", 0) > priority]
+        moving = [entry, *sorted(newer, key=lambda other: other.get("priority", 0))]
+        if any(each["id"] in self._making for each in moving):
+            return
+        priorities, slots = [other.get("priority", 0) for other in own], []
+        for _ in moving:
+            free = slot_for(priority // _SLOTS * _SLOTS, self._taken(), [*priorities, *slots])
+            if free is None:
+                return
+            slots.append(free)
+        for each, free in zip(reversed(moving), reversed(slots), strict=True):
+            made = await self._hub.update_configuration({**each, "priority": free})
+            self._note(each["id"], made)
+            _log.info("deployment %s moved to priority %d, its own", each["id"], free)
 
     async def settle(self, deployment: str) -> None:
         """Move a lone revision to a low slot, so that slots never run out."""

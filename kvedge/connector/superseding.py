@@ -85,7 +85,8 @@ class Superseding:
 
         The oldest that was never given up is the last one that ran, for all before it were retired
         then. It stays until the newest runs. Those between never ran; they go when the newest is
-        applied.
+        applied, or before there are too many for a new one. Without a newest one, because the hub
+        has none that a pod wants, the uppermost stays too: it is what devices have.
         """
         ids = {self._placed[uid].id for uid in uids if uid in self._placed}
         placed = sorted(ids, key=self._ledger.priority)
@@ -100,7 +101,14 @@ class Superseding:
             applied, runs = self._effect(uids)
             if not runs and await self._rolled_back(uids, good):
                 return
-            leaving = [e["id"] for e in older if runs or (applied and e["id"] != good)]
+            everything = self._ledger.of_workload(workload_of(older[0]))
+            crowded = len(everything) >= self._settings.revisions_per_workload
+            kept = {good} if placed else {good, older[-1]["id"]}
+            leaving = [
+                e["id"]
+                for e in older
+                if runs or (applied and e["id"] != good) or (crowded and e["id"] not in kept)
+            ]
         for deployment in leaving:
             await self._ledger.retire(deployment)
 

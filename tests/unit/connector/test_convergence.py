@@ -38,7 +38,7 @@ SETTINGS = Settings(
 
 
 class MemoryHub:
-    """A hub whose one device runs everything at once. It keeps no twins.
+    """A hub whose one device, if there is one, runs everything at once. It keeps no twins.
 
     It can fail, forget to answer, and take a request late, when its sender has given it up.
     """
@@ -48,6 +48,7 @@ class MemoryHub:
     def __init__(self):
         self.held = {}
         self.failing = False
+        self.empty = False
         self.lost_answers = 0
         self.delays = 0
         self.late = []
@@ -118,6 +119,9 @@ class MemoryHub:
 
     async def query_pages(self, _text, **_options):
         self._check()
+        if self.empty:
+            yield []
+            return
         modules = {}
         for held in sorted(self.held.values(), key=lambda c: c["priority"]):
             for key, entry in held["content"]["modulesContent"]["$edgeAgent"].items():
@@ -284,7 +288,9 @@ class Convergence(RuleBasedStateMachine):
     @precondition(lambda self: self.api.held)
     @rule(data=st.data(), image=st.sampled_from(["4", "5", "6", "7"]))
     def change(self, data, image):
-        uid = data.draw(st.sampled_from(sorted(self.api.held)))
+        self.turn(data.draw(st.sampled_from(sorted(self.api.held))), image)
+
+    def turn(self, uid, image):
         self.api.held[uid]["spec"]["containers"][0]["image"] = image
         self.place(uid)
 
@@ -379,6 +385,62 @@ class Convergence(RuleBasedStateMachine):
 Convergence.TestCase.settings = settings(max_examples=50, stateful_step_count=40, deadline=None)
 TestConvergence = Convergence.TestCase
 TestConvergence.__doc__ = "Random interleavings converge to the deployments that the pods ask for."
+
+
+def test_unanswered_revisions_make_room_for_the_one_that_is_wanted():
+    """As many as may wait were made without an answer, and no pod wants any of them."""
+    machine = Convergence()
+    machine.lose_an_answer()
+    machine.create("a", "1")
+    for image in "234":
+        machine.poll()
+        machine.lose_an_answer()
+        machine.turn("1", image)
+    assert len(machine.hub.held) == BOUND
+    machine.turn("1", "5")
+    assert machine.owed == {"1"}
+    machine.teardown()
+
+
+def test_an_older_revision_gets_a_priority_of_its_own_again():
+    """Two pods of a workload differ for long, and the older one's late deployment met another's."""
+    machine = Convergence()
+    machine.delay_a_write()
+    machine.create("a", "1")
+    machine.poll()
+    machine.land()
+    machine.delay_a_write()
+    machine.create("b", "1")
+    machine.create("b", "2")
+    machine.land()
+    priorities = [entry["priority"] for entry in machine.hub.held.values()]
+    assert len(set(priorities)) < len(priorities)
+    machine.teardown()
+    newer, older = (
+        machine.hub.held[edge.revision_of(edge.Inputs(pod=p, cluster="c1", node="n1")).id]
+        for p in (machine.api.held["3"], machine.api.held["2"])
+    )
+    assert newer["priority"] > older["priority"]
+
+
+def test_revisions_without_a_device_make_room_for_newer_ones():
+    """A target without a device takes more updates than revisions may wait; no device ever had one.
+
+    The one before all updates stays, for a device that comes could have run it.
+    """
+    machine = Convergence()
+    machine.create("a", "1")
+    (first,) = machine.hub.held
+    machine.hub.empty = True
+    for image in "23456723":
+        machine.turn("1", image)
+        machine.poll()
+        machine.retry()
+        machine.bounded()
+        assert machine.owed == set()
+        assert first in machine.hub.held
+    machine.hub.empty = False
+    machine.teardown()
 
 
 class ThrottledHub:
