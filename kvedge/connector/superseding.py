@@ -78,9 +78,11 @@ class Superseding:
             elif listed and workload not in awaited:
                 await self._collect(entry["id"])
         for workload, entries in older.items():
-            await self._supersede(entries, living[workload])
+            await self._supersede(entries, living[workload], listed=listed)
 
-    async def _supersede(self, older: Sequence[Configuration], uids: Sequence[str]) -> None:
+    async def _supersede(
+        self, older: Sequence[Configuration], uids: Sequence[str], *, listed: bool
+    ) -> None:
         """Retire a workload's older revisions.
 
         The oldest that was never given up is the last one that ran, for all before it were retired
@@ -102,7 +104,8 @@ class Superseding:
             if not runs and await self._rolled_back(uids, good):
                 return
             everything = self._ledger.of_workload(workload_of(older[0]))
-            crowded = len(everything) >= self._settings.revisions_per_workload
+            # Until all pods are known, one of these may still be wanted.
+            crowded = listed and len(everything) >= self._settings.revisions_per_workload
             kept = {good} if placed else {good, older[-1]["id"]}
             leaving = [
                 e["id"]

@@ -402,6 +402,24 @@ def test_unanswered_revisions_make_room_for_the_one_that_is_wanted():
     machine.teardown()
 
 
+def test_a_new_leader_retires_no_revision_that_a_pod_may_want():
+    """It finds as many as may wait, and has not been told of the pod that wants one of them."""
+    machine = Convergence()
+    machine.hub.empty = True
+    machine.create("a", "1")
+    machine.turn("1", "2")
+    machine.create("a", "3")
+    machine.turn("2", "4")
+    assert len(machine.hub.held) == BOUND
+    inputs = edge.Inputs(pod=machine.api.held["1"], cluster="c1", node="n1")
+    wanted = edge.revision_of(inputs).id
+    before = machine.hub.held[wanted]
+    machine.restart()
+    assert machine.hub.held[wanted] is before
+    machine.hub.empty = False
+    machine.teardown()
+
+
 def test_an_older_revision_gets_a_priority_of_its_own_again():
     """Two pods of a workload differ for long, and the older one's late deployment met another's."""
     machine = Convergence()
