@@ -291,7 +291,7 @@ def test_partitioned_leader_stops_before_the_next_one_leads(field):
         until(lambda: third.poll() is None and "leads" not in third.log.read_text(), "it waits")
         assert second.poll() is None
         assert field.condition("a")[0] == "True"
-        assert "b-main" not in field.modules()["faulty-1"]
+        until(lambda: "b-main" not in field.modules()["faulty-1"], "the device has dropped b")
 
 
 def told(child, words):
