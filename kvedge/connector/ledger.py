@@ -223,9 +223,7 @@ class Ledger:
         lowest = entry.get("priority", 0) // _SLOTS * _SLOTS
         higher = slot_for(lowest, self._taken(), others)
         if higher is not None and max(others) != entry.get("priority", 0):
-            made = await self._hub.update_configuration({**entry, "priority": higher})
-            self._note(deployment, made)
-            _log.info("deployment %s moved to priority %d", deployment, higher)
+            await self._move(entry, higher)
 
     async def separate(self) -> None:
         """Give deployments priorities of their own again, where two have the same one.
@@ -262,9 +260,12 @@ class Ledger:
                 return
             slots.append(free)
         for each, free in zip(reversed(moving), reversed(slots), strict=True):
-            made = await self._hub.update_configuration({**each, "priority": free})
-            self._note(each["id"], made)
-            _log.info("deployment %s moved to priority %d, its own", each["id"], free)
+            await self._move(each, free)
+
+    async def _move(self, entry: Configuration, priority: int) -> None:
+        made = await self._hub.update_configuration({**entry, "priority": priority})
+        self._note(entry["id"], made)
+        _log.info("deployment %s moved to priority %d", entry["id"], priority)
 
     async def settle(self, deployment: str) -> None:
         """Move a lone revision to a low slot, so that slots never run out."""
@@ -275,8 +276,7 @@ class Ledger:
         lowest = priority // _SLOTS * _SLOTS
         lower = slot_for(lowest, self._taken(), ())
         if lower is not None and lower < priority:
-            made = await self._hub.update_configuration({**entry, "priority": lower})
-            self._note(deployment, made)
+            await self._move(entry, lower)
 
 
 def workload_of(entry: Configuration) -> tuple[str, str]:

@@ -194,6 +194,11 @@ def pod(uid, workload, image, packed):
     }
 
 
+def revision_of(pod):
+    """Return the revision that a pod wants."""
+    return edge.revision_of(edge.Inputs(pod=pod, cluster="c1", node="n1"))
+
+
 class Convergence(RuleBasedStateMachine):
     """Pods come, change and go; the hub fails; one replica after the other leads.
 
@@ -238,7 +243,7 @@ class Convergence(RuleBasedStateMachine):
             self.settle()
             lone, parts = set(), {}
             for p in sorted(self.api.held.values(), key=lambda p: int(p["metadata"]["uid"])):
-                revision = edge.revision_of(edge.Inputs(pod=p, cluster="c1", node="n1"))
+                revision = revision_of(p)
                 if revision.face.packed:
                     parts |= packing.parts_of(revision.content)
                 else:
@@ -411,8 +416,7 @@ def test_a_new_leader_retires_no_revision_that_a_pod_may_want():
     machine.create("a", "3")
     machine.turn("2", "4")
     assert len(machine.hub.held) == BOUND
-    inputs = edge.Inputs(pod=machine.api.held["1"], cluster="c1", node="n1")
-    wanted = edge.revision_of(inputs).id
+    wanted = revision_of(machine.api.held["1"]).id
     before = machine.hub.held[wanted]
     machine.restart()
     assert machine.hub.held[wanted] is before
@@ -434,10 +438,7 @@ def test_an_older_revision_gets_a_priority_of_its_own_again():
     priorities = [entry["priority"] for entry in machine.hub.held.values()]
     assert len(set(priorities)) < len(priorities)
     machine.teardown()
-    newer, older = (
-        machine.hub.held[edge.revision_of(edge.Inputs(pod=p, cluster="c1", node="n1")).id]
-        for p in (machine.api.held["3"], machine.api.held["2"])
-    )
+    newer, older = (machine.hub.held[revision_of(machine.api.held[uid]).id] for uid in "32")
     assert newer["priority"] > older["priority"]
 
 
